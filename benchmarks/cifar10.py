@@ -38,12 +38,12 @@ TEST = 5000
 
 def shuffled(repository: Path, split: str) -> list[tuple[str, int]]:
     """Object and category of every picture of a split."""
-    found = [
+    result = [
         (name, CATEGORIES.index(path.split("/")[1]))
         for name, path in listed(repository, f"{split}/")
     ]
-    random.Random(f"cifar10 {split}").shuffle(found)
-    return found
+    random.Random(f"cifar10 {split}").shuffle(result)
+    return result
 
 
 def write(repository: Path, chosen: list[tuple[str, int]], path: Path, *, labelled: bool) -> None:

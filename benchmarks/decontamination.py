@@ -56,11 +56,11 @@ CAPITALISED = re.compile(  # and no name
 
 def number(text: str, draw: random.Random) -> str:
     """One number becomes another, wherever it stands."""
-    found = sorted(set(re.findall(r"\d[\d,]*(?:\.\d+)?", text)))
-    if not found:
+    result = sorted(set(re.findall(r"\d[\d,]*(?:\.\d+)?", text)))
+    if not result:
         return text
     return re.sub(
-        rf"(?<![\d.,]){re.escape(draw.choice(found))}(?!\d)", str(draw.randint(2, 999)), text
+        rf"(?<![\d.,]){re.escape(draw.choice(result))}(?!\d)", str(draw.randint(2, 999)), text
     )
 
 
@@ -68,17 +68,17 @@ def name(text: str, draw: random.Random) -> str:
     """One name becomes another, wherever it stands."""
     lower = set(re.findall(r"\b[a-z]+\b", text))
     capital = Counter(re.findall(r"\b[A-Z][a-z]+\b", text))
-    found = sorted(
+    result = sorted(
         word for word in capital if not CAPITALISED.fullmatch(word) and word.lower() not in lower
     )
-    return re.sub(rf"\b{draw.choice(found)}\b", "Zebedee", text) if found else text
+    return re.sub(rf"\b{draw.choice(result)}\b", "Zebedee", text) if result else text
 
 
 def order(text: str, draw: random.Random) -> str:
     """The sentences change places."""
-    found = re.split(r"(?<=[.?!])\s+", text.strip())
-    draw.shuffle(found)
-    return " ".join(found)
+    result = re.split(r"(?<=[.?!])\s+", text.strip())
+    draw.shuffle(result)
+    return " ".join(result)
 
 
 def surface(text: str, draw: random.Random) -> str:
@@ -132,8 +132,8 @@ class WholeRows:
     def __init__(self, texts: list[str]) -> None:
         self.grams = [self._grams(text) for text in texts]
         self.index = MinHashLSH(threshold=THRESHOLD, num_perm=128)
-        for at, found in enumerate(self.grams):
-            self.index.insert(at, self._hashed(found))
+        for at, result in enumerate(self.grams):
+            self.index.insert(at, self._hashed(result))
 
     def best(self, text: str) -> int | None:
         """The first protected text that is similar enough."""
@@ -148,9 +148,9 @@ class WholeRows:
         return {" ".join(of[at : at + NGRAM]) for at in range(len(of) - NGRAM + 1)}
 
     def _hashed(self, grams: set[str]) -> MinHash:
-        found = MinHash(num_perm=128)
-        found.update_batch([gram.encode() for gram in grams])
-        return found
+        result = MinHash(num_perm=128)
+        result.update_batch([gram.encode() for gram in grams])
+        return result
 
 
 def recall(
@@ -186,8 +186,8 @@ def trained(data: Path) -> Tokenizer:
 
 def tokenise(path: Path, tokenizer: Tokenizer) -> int:
     """Reads a file and tokenises it, a thousand rows a call; the number of tokens."""
-    tokens, found = 0, lines(path)
-    while some := list(itertools.islice(found, 1_000)):
+    tokens, result = 0, lines(path)
+    while some := list(itertools.islice(result, 1_000)):
         encoded = tokenizer.encode_batch_fast([text_of(parsed(line, "")) for _, line in some])
         tokens += sum(len(one) for one in encoded)
     return tokens
@@ -210,7 +210,9 @@ def cost(data: Path, rows: int, tokenizer: str, folder: Path) -> dict[str, Any]:
         file.writelines(itertools.islice(itertools.cycle(mixed), rows))
     del train, other, mixed
     start, wall = time.process_time(), time.perf_counter()
-    found = decontaminate([str(stream)], [str(data / "gsm8k" / "test.jsonl")], folder / "out.jsonl")
+    result = decontaminate(
+        [str(stream)], [str(data / "gsm8k" / "test.jsonl")], folder / "out.jsonl"
+    )
     seconds, wall = time.process_time() - start, time.perf_counter() - wall
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     peak = int(status.partition("VmHWM:")[2].split()[0]) / 1024
@@ -220,7 +222,7 @@ def cost(data: Path, rows: int, tokenizer: str, folder: Path) -> dict[str, Any]:
     tokenising = time.process_time() - start
     return {
         "rows": rows,
-        "removed": found.removed,
+        "removed": result.removed,
         "tokens": tokens,
         "bytes": stream.stat().st_size,
         "decontaminate_us_per_row": 1e6 * seconds / rows,

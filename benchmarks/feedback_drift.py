@@ -90,7 +90,7 @@ def measure(run: Run, steps: list[int]) -> dict[int, dict[str, float]]:
     kept: list[Tensor] = []
     with keeping(block, kept):
         old = gradient(ours)
-    found: dict[int, dict[str, float]] = {}
+    result: dict[int, dict[str, float]] = {}
     taken = 0
     for n in steps:
         for _ in range(n - taken):
@@ -102,7 +102,7 @@ def measure(run: Run, steps: list[int]) -> dict[int, dict[str, float]]:
         now, many = gradient(ours), vectors.mean([gradient(batch) for batch in rest])
         with putting_in(block, kept):
             from_kept = gradient(ours)
-        found[n] = {
+        result[n] = {
             "now": cosine(now, many),
             "kept": cosine(from_kept, many),
             "old": cosine(old, many),
@@ -110,7 +110,7 @@ def measure(run: Run, steps: list[int]) -> dict[int, dict[str, float]]:
             "kept with now": cosine(from_kept, now),
             "old with now": cosine(old, now),
         }
-    return found
+    return result
 
 
 def main() -> None:

@@ -19,10 +19,10 @@ def contents(repository: Path, objects: list[str]) -> list[bytes]:
     command = ["git", "-C", str(repository), "cat-file", "--batch"]
     asked = "\n".join(objects).encode()
     said = subprocess.run(command, check=True, capture_output=True, input=asked).stdout
-    found, at = [], 0
+    result, at = [], 0
     for _ in objects:
         end = said.index(b"\n", at)
         size = int(said[at:end].split()[2])
-        found.append(said[end + 1 : end + 1 + size])
+        result.append(said[end + 1 : end + 1 + size])
         at = end + size + 2
-    return found
+    return result

@@ -31,7 +31,7 @@ AXES: dict[str, tuple[dict[str, int], ...]] = {
 
 def measured(shape: Shape, arms: list[str], rounds: int) -> dict[str, dict]:
     """By arm: the median of its seconds over one-hot's of the same round, and the range."""
-    found: dict[str, list[float]] = {arm: [] for arm in arms}
+    result: dict[str, list[float]] = {arm: [] for arm in arms}
     made = {arm: our_step(arm, shape) for arm in ("onehot", *arms)}
     seconds = {}
     for turn in range(rounds + 1):
@@ -43,11 +43,11 @@ def measured(shape: Shape, arms: list[str], rounds: int) -> dict[str, dict]:
                 step.uncounted(batch, RATE, 0.0, meta_due=kind == "meta")
                 steps.append({"kind": kind, "cpu": time.process_time() - began})
             seconds[arm] = per_step(steps, PERIOD)
-            if turn and arm in found:
-                found[arm].append(seconds[arm] / seconds["onehot"])
+            if turn and arm in result:
+                result[arm].append(seconds[arm] / seconds["onehot"])
     return {
         arm: {"ratio": statistics.median(ratios), "range": [min(ratios), max(ratios)]}
-        for arm, ratios in found.items()
+        for arm, ratios in result.items()
     }
 
 

@@ -124,9 +124,9 @@ def measured(arms: Sequence[str], positions: int, vocabulary: int, rounds: int) 
     for turn in range(rounds + 1):
         for arm in arms:
             inputs[0].grad = inputs[1].grad = None
-            found = clocked(lambda arm=arm: step(arm, *inputs))
+            result = clocked(lambda arm=arm: step(arm, *inputs))
             if turn:  # the first is for warming up
-                seconds[arm].append(found)
+                seconds[arm].append(result)
     rows = []
     for arm in arms:
         ratios = [

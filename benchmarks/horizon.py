@@ -162,7 +162,7 @@ def main() -> None:
             f"tilt {row['tilt']}: first order {row['predicted']:.2e}, realised",
             *(f"{h}:{m:.2e}±{e:.0e}" for h, m, e in figures),
         )
-    found = {
+    result = {
         "recipe": source,
         "overrides": overrides,
         "learning_rate": rate,
@@ -171,7 +171,7 @@ def main() -> None:
         "rows": table,
         "environment": environment(),
     }
-    write_json(Path(__file__).parent.parent / "results" / "horizon.json", found)
+    write_json(Path(__file__).parent.parent / "results" / "horizon.json", result)
 
 
 if __name__ == "__main__":

@@ -56,8 +56,8 @@ def whole_graph(
         loss = soft_target_loss(logits, SoftTargets(task.ids, mass))
         gradients = torch.autograd.grad(loss, list(learner.aligned.values()), create_graph=True)
         value = sum((down[n] * g).sum() for n, g in zip(learner.aligned, gradients, strict=True))
-        (found,) = torch.autograd.grad(value, (mass,))
-    return found
+        (result,) = torch.autograd.grad(value, (mass,))
+    return result
 
 
 def estimated(

@@ -33,12 +33,12 @@ PARTS = {"feedback": (40, 512), "probe": (70, 1024), "dev": (70, 1024), "test": 
 
 def files(repository: Path) -> dict[str, dict[str, list[str]]]:
     """Objects of every picture: its image, and its masks."""
-    found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    result: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for name, path in listed(repository, "stage1_train/"):
         if path.endswith(".png"):
             _, picture, kind, _ = path.split("/")
-            found[picture][kind].append(name)
-    return found
+            result[picture][kind].append(name)
+    return result
 
 
 def png(array: numpy.ndarray) -> bytes:
@@ -82,8 +82,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    found = files(options.repository)
-    pictures = sorted(found)
+    result = files(options.repository)
+    pictures = sorted(result)
     random.Random("nuclei").shuffle(pictures)
     plan, at = {}, 0
     for name, (count, _) in PARTS.items():
@@ -93,7 +93,7 @@ def main() -> None:
     for name, chosen in plan.items():
         made: list[tuple[bytes, bytes]] = []
         for picture in chosen:
-            of = found[picture]
+            of = result[picture]
             image, *masks = contents(options.repository, [*of["images"], *of["masks"]])
             made += tiles(*labelled(image, masks))
         made = [tile for tile in made if tile[0] not in seen]  # black ones, mostly

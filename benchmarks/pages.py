@@ -35,12 +35,12 @@ def comparison(table: dict) -> list[str]:
     for metric in metrics:
         first += [f"{table['step0'][metric]['value']:.4f}", ""]
     rows.append([*first, "", ""])
-    for arm, found in table["summary"].items():
+    for arm, result in table["summary"].items():
         row = [f"`{arm}`"]
         for metric in metrics:
-            spread = found[metric]["std"]
+            spread = result[metric]["std"]
             row.append(
-                f"{found[metric]['mean']:.4f}" + ("" if spread is None else f" ±{spread:.4f}")
+                f"{result[metric]['mean']:.4f}" + ("" if spread is None else f" ±{spread:.4f}")
             )
             pair = table["paired"].get(arm, {}).get(metric)
             interval = (
@@ -57,9 +57,9 @@ def comparison(table: dict) -> list[str]:
     return markdown(rows)
 
 
-def doctor(found: dict) -> list[str]:
+def doctor(result: dict) -> list[str]:
     """Estimators by exactness and cost."""
-    slowest = max(row["seconds"] for row in found["estimators"])
+    slowest = max(row["seconds"] for row in result["estimators"])
     rows = [["estimator", "cosine", "relative error", "ms", "of the slowest", "peak MiB"]]
     rows += [
         [
@@ -70,23 +70,23 @@ def doctor(found: dict) -> list[str]:
             f"{row['seconds'] / slowest:.2f}",
             f"{row['peak_bytes'] / 2**20:.0f}",
         ]
-        for row in found["estimators"]
+        for row in result["estimators"]
     ]
     return markdown(rows)
 
 
-def probe(found: dict) -> list[str]:
+def probe(result: dict) -> list[str]:
     """Correlations with their intervals."""
     rows = [["predicted drop against", "r [95%]"]]
-    for name, r in found["pearson"].items():
-        low, high = found["ci95"][name]
+    for name, r in result["pearson"].items():
+        low, high = result["ci95"][name]
         rows.append([f"`{name}`: {PROBES.get(name, '')}", f"{r:.3f} [{low:.3f}, {high:.3f}]"])
     return markdown(rows)
 
 
-def flops(found: dict) -> list[str]:
+def flops(result: dict) -> list[str]:
     """FLOPs over a plain step's, by steps from one meta step to the next."""
-    ratios = found["ratio_of_flops"]
+    ratios = result["ratio_of_flops"]
     rows = [["a meta step in", *next(iter(ratios.values()))]]
     rows += [[f"`{arm}`", *(f"{x:.2f}" for x in of_arm.values())] for arm, of_arm in ratios.items()]
     return markdown(rows)
@@ -133,8 +133,8 @@ def study(table: dict, only: list[str]) -> list[str]:
         runs = [run for run in table["runs"] if run["arm"] == row]
         line = [row if len(set(pairs.values())) == 1 else f"{row} ({pairs[row]})"]
         for metric in metrics:
-            found = table["summary"][row][metric]
-            spread = "" if found["std"] is None else f" ±{found['std']:.4f}"
+            result = table["summary"][row][metric]
+            spread = "" if result["std"] is None else f" ±{result['std']:.4f}"
             pair = table["paired"].get(row, {}).get(metric)
             interval = (
                 ""
@@ -142,7 +142,7 @@ def study(table: dict, only: list[str]) -> list[str]:
                 else f" [{pair['ci95'][0]:+.4f}, {pair['ci95'][1]:+.4f}]"
             )
             line += [
-                f"{found['mean']:.4f}{spread}",
+                f"{result['mean']:.4f}{spread}",
                 "" if pair is None else f"{pair['difference']:+.4f}{interval}",
             ]
         pair = table["paired"].get(row, {}).get(metrics[0])
@@ -178,9 +178,9 @@ def _steering(runs: list[dict]) -> list[str]:
     """
     size = []
     for key, word in (("gate", "gate"), ("weight_spread", "spread")):
-        found = [run["means"][key] for run in runs if key in run["means"]]
-        if found and max(found) > 1e-4:
-            size.append(f"{word} {_mean(found):.3f}")
+        result = [run["means"][key] for run in runs if key in run["means"]]
+        if result and max(result) > 1e-4:
+            size.append(f"{word} {_mean(result):.3f}")
     trusted = [run["means"]["reliability"] for run in runs if "reliability" in run["means"]]
     return [", ".join(size), f"{_mean(trusted):.2f}" if trusted else ""]
 
@@ -190,16 +190,16 @@ def _mean(figures: Iterable[float]) -> float:
     return sum(figures) / len(figures)
 
 
-def horizon(found: dict) -> list[str]:
+def horizon(result: dict) -> list[str]:
     """Realised gain of one steered step, at each horizon, beside its first-order prediction."""
     rows = [
         [
             "tilt",
             "first order",
-            *(f"realised, {steps} step{'s' * (steps > 1)}" for steps in found["horizons"]),
+            *(f"realised, {steps} step{'s' * (steps > 1)}" for steps in result["horizons"]),
         ]
     ]
-    for row in found["rows"]:
+    for row in result["rows"]:
         pairs = zip(row["realised"], row["stderr"], strict=True)
         realised = [f"{1e5 * mean:.1f} ±{1e5 * error:.1f}" for mean, error in pairs]
         rows.append([f"{row['tilt']}", f"{1e5 * row['predicted']:.1f}", *realised])
@@ -215,23 +215,27 @@ def main() -> None:
             path = ROOT / "results" / f"{name}.json"
             if not path.is_file():
                 continue
-            found = json.loads(path.read_text(encoding="utf-8"))
+            result = json.loads(path.read_text(encoding="utf-8"))
             chosen = [row.strip() for row in only.split(";") if row.strip()]
-            if "study" in found:
+            if "study" in result:
                 special = {
-                    "reached": lambda found: markdown(plots.reached(found)),
+                    "reached": lambda result: markdown(plots.reached(result)),
                     "course": course,
                 }
-                lines = special[only](found) if only in special else study(found, chosen)
-            elif "horizons" in found:
-                lines = horizon(found)
-            elif "ratio_of_flops" in found:
-                lines = flops(found)
+                lines = special[only](result) if only in special else study(result, chosen)
+            elif "horizons" in result:
+                lines = horizon(result)
+            elif "ratio_of_flops" in result:
+                lines = flops(result)
             else:
                 kind = (
-                    doctor if "estimators" in found else probe if "pearson" in found else comparison
+                    doctor
+                    if "estimators" in result
+                    else probe
+                    if "pearson" in result
+                    else comparison
                 )
-                lines = kind(found)
+                lines = kind(result)
             block = re.compile(rf"({re.escape(mark)}\n)(?:\|.*\n)*")
             text = block.sub(
                 lambda match, lines=lines: match.group(1) + "\n".join(lines) + "\n", text

@@ -122,7 +122,7 @@ def main() -> None:
         return train(Run(each, Vision().build(each, materials), step0={})).final[metric]
 
     start = Vision().build(recipe, materials).learner.backbone.model
-    found = {"prepared learner": [probed(start)]}
+    result = {"prepared learner": [probed(start)]}
     ways = {
         "random weights": random_weights,
         "plain": lambda seed: continued("plain", seed),
@@ -130,10 +130,10 @@ def main() -> None:
         "supervised": lambda seed: probed(supervised(name, recipe, data, seed)),
     }
     for kind, way in ways.items():
-        found[kind] = [way(seed) for seed in range(options.seeds)]
-        print(kind, [round(100 * score.value, 2) for score in found[kind]], flush=True)
+        result[kind] = [way(seed) for seed in range(options.seeds)]
+        print(kind, [round(100 * score.value, 2) for score in result[kind]], flush=True)
     gaps = {
-        f"{one} < {other}": [apart(*pair) for pair in zip(found[one], found[other], strict=True)]
+        f"{one} < {other}": [apart(*pair) for pair in zip(result[one], result[other], strict=True)]
         for one, other in pairwise(ORDER)
     }
     gates = {name: min(errors) >= 3 for name, errors in gaps.items()}
@@ -145,7 +145,7 @@ def main() -> None:
             "steps": recipe.budget.steps,
             unit: {
                 kind: [round(100 * score.value, 2) for score in scores]
-                for kind, scores in found.items()
+                for kind, scores in result.items()
             },
             "standard_errors_apart": {
                 name: [round(errors, 2) for errors in each] for name, each in gaps.items()

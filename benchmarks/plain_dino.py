@@ -192,10 +192,10 @@ def measured(name: str, overrides: list[str], rounds: int, steps: int) -> dict[s
                 step()
             if turn:
                 taken[way].append((time.process_time() - started) / steps)
-    found = {way: round(1e3 * statistics.median(each), 1) for way, each in taken.items()}
+    result = {way: round(1e3 * statistics.median(each), 1) for way, each in taken.items()}
     ratios = [a / b for a, b in zip(taken["vpretrain"], taken["straightforward"], strict=True)]
     return {
-        "milliseconds_a_step": found,
+        "milliseconds_a_step": result,
         "ratio": round(statistics.median(ratios), 3),
         "ratios": [round(each, 3) for each in ratios],
     }

@@ -123,11 +123,11 @@ def measure(recipe: Recipe, clean: set[bytes], count: int, rows: list[int]) -> l
     return [
         {
             "values": name,
-            "right": sum(len(a) for a, _ in found),
-            "planted": sum(len(b) for _, b in found),
-            **jackknife(found),
+            "right": sum(len(a) for a, _ in result),
+            "planted": sum(len(b) for _, b in result),
+            **jackknife(result),
         }
-        for name, found in results.items()
+        for name, result in results.items()
     ]
 
 

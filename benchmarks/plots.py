@@ -36,22 +36,22 @@ REGIMES = {
 def read(name: str) -> dict[str, Any] | None:
     """A study's results, if they are there."""
     path = ROOT / "results" / f"{name}.json"
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    return found if found and "study" in found else None
+    result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return result if result and "study" in result else None
 
 
 def regimes(out: Path) -> None:
     """Relative change of the held-out NLL against one-hot, with its interval, by regime and arm."""
     studies = [
-        (description, found) for name, description in REGIMES.items() if (found := read(name))
+        (description, result) for name, description in REGIMES.items() if (result := read(name))
     ]
     figure, axes = pyplot.subplots(figsize=(7.2, 0.62 * len(studies) + 1.2), layout="constrained")
     arms = ["document_weights", "token_weights", "closed_form", "fixed_random_direction"]
-    for line, (_, found) in enumerate(studies):
-        base = found["summary"]["onehot"]["test/nll"]["mean"]
-        shown = [arm for arm in arms if arm in found["paired"]]
+    for line, (_, result) in enumerate(studies):
+        base = result["summary"]["onehot"]["test/nll"]["mean"]
+        shown = [arm for arm in arms if arm in result["paired"]]
         for at, arm in enumerate(shown):
-            pair = found["paired"][arm]["test/nll"]
+            pair = result["paired"][arm]["test/nll"]
             low, high = pair["ci95"] or (pair["difference"],) * 2
             place = line + 0.16 * (at - (len(shown) - 1) / 2)
             colour = COLOURS.get(arm, "#bbbbbb")
@@ -73,17 +73,17 @@ def regimes(out: Path) -> None:
 
 def efficiency(out: Path) -> None:
     """Held-out NLL over steps and over seconds, every run thin and their mean thick."""
-    found = read("efficiency")
-    if found is None:
+    result = read("efficiency")
+    if result is None:
         return
     figure, sides = pyplot.subplots(1, 2, figsize=(8.4, 3.4), sharey=True, layout="constrained")
     for axes, column, label in (
         (sides[0], 0, "learner steps"),
         (sides[1], 1, "seconds of training"),
     ):
-        for arm in found["rows"]:
-            curves = [run["curve"] for run in found["runs"] if run["arm"] == arm]
-            start = statistics.fmean(s["test/nll"]["value"] for s in found["step0"].values())
+        for arm in result["rows"]:
+            curves = [run["curve"] for run in result["runs"] if run["arm"] == arm]
+            start = statistics.fmean(s["test/nll"]["value"] for s in result["step0"].values())
             mean = [[0.0, start]] + [
                 [
                     statistics.fmean(c[at][column] for c in curves),
@@ -109,18 +109,18 @@ def efficiency(out: Path) -> None:
     pyplot.close(figure)
 
 
-def reached(found: dict[str, Any]) -> list[list[str]]:
+def reached(result: dict[str, Any]) -> list[list[str]]:
     """Steps and seconds after which an arm was where one-hot ended, by interpolation, relative to
     one-hot's; by start.
     """
     rows = [["row", "steps to one-hot's final NLL", "of its steps", "of its seconds"]]
-    for arm in list(found["rows"])[1:]:
+    for arm in list(result["rows"])[1:]:
         fractions = []
-        for run in (run for run in found["runs"] if run["arm"] == arm):
+        for run in (run for run in result["runs"] if run["arm"] == arm):
             base = next(
-                r for r in found["runs"] if r["arm"] == "onehot" and r["seed"] == run["seed"]
+                r for r in result["runs"] if r["arm"] == "onehot" and r["seed"] == run["seed"]
             )
-            start = found["step0"][run["seed"].split("/")[0]]["test/nll"]["value"]
+            start = result["step0"][run["seed"].split("/")[0]]["test/nll"]["value"]
             goal = base["final"]["test/nll"]
             before = [0, 0.0, start]
             if start <= goal:  # one-hot lost: its end was reached before the first step
@@ -157,24 +157,24 @@ def horizon(out: Path) -> None:
         return
     figure, sides = pyplot.subplots(1, 2, figsize=(8.4, 3.2), sharey=True, layout="constrained")
     for axes, (name, description) in zip(sides, names.items(), strict=True):
-        found = json.loads(paths[name].read_text(encoding="utf-8"))
-        for row, colour in zip(found["rows"], ("#3f88c5", "#0b6e4f", "#c8553d"), strict=True):
+        result = json.loads(paths[name].read_text(encoding="utf-8"))
+        for row, colour in zip(result["rows"], ("#3f88c5", "#0b6e4f", "#c8553d"), strict=True):
             gains, errors = ([1e5 * x for x in row[key]] for key in ("realised", "stderr"))
             low, high = (
                 [g + sign * e for g, e in zip(gains, errors, strict=True)] for sign in (-1, 1)
             )
             axes.plot(
-                found["horizons"],
+                result["horizons"],
                 gains,
                 "o-",
                 color=colour,
                 markersize=4,
                 label=f"tilt {row['tilt']}",
             )
-            axes.fill_between(found["horizons"], low, high, color=colour, alpha=0.15, linewidth=0)
+            axes.fill_between(result["horizons"], low, high, color=colour, alpha=0.15, linewidth=0)
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set_xscale("log", base=2)
-        axes.set_xticks(found["horizons"], [str(steps) for steps in found["horizons"]])
+        axes.set_xticks(result["horizons"], [str(steps) for steps in result["horizons"]])
         axes.set_title(description, fontsize=10)
         axes.set_xlabel("steps, the first one steered")
         axes.spines[["top", "right"]].set_visible(False)

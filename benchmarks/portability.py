@@ -66,7 +66,7 @@ def main() -> None:
                 "carried, companion": [*frozen, "designer.companion=true"],
             },
         }
-        found: dict[str, Any] = {}
+        result: dict[str, Any] = {}
         for learner, arms in cases.items():
             nll: dict[str, list[float]] = {arm: [] for arm in arms}
             for seed in range(seeds):
@@ -78,8 +78,8 @@ def main() -> None:
                         *overrides,
                     ]
                     nll[arm].append(final_nll(words, materials))
-            found[learner] = summary(nll)
-            for arm, row in found[learner].items():
+            result[learner] = summary(nll)
+            for arm, row in result[learner].items():
                 print(f"{learner:6} {arm:20} {row}", flush=True)
     write_json(
         Path("results/portability.json"),
@@ -90,7 +90,7 @@ def main() -> None:
             "seeds": seeds,
             "metric": "test/nll",
             "learners": LEARNERS,
-            "found": found,
+            "found": result,
             "seconds": round(time.perf_counter() - started),
             "environment": environment(),
         },

@@ -51,8 +51,8 @@ def main() -> None:
         made = parts(name)
         for step in STEPS:
             directional.RELATIVE_STEP[torch.float32] = step
-            found = values(made, directional.central_difference, torch.float32)
-            cosine = float(torch.nn.functional.cosine_similarity(found, reference, dim=0))
+            result = values(made, directional.central_difference, torch.float32)
+            cosine = float(torch.nn.functional.cosine_similarity(result, reference, dim=0))
             rows.append({"learner": name, "relative_step": step, "cosine": cosine})
             if "--json" not in sys.argv:
                 print(f"{name:9} {step:8.0e}  {cosine:.7f}")

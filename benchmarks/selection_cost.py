@@ -45,9 +45,9 @@ def main() -> None:
 
     plain, ratios = cost("onehot")[False], {}
     for arm in ARMS:
-        found = cost(arm)
+        result = cost(arm)
         ratios[arm] = {
-            str(period): round((found[False] * (period - 1) + found[True]) / period / plain, 3)
+            str(period): round((result[False] * (period - 1) + result[True]) / period / plain, 3)
             for period in PERIODS
         }
         print(arm, ratios[arm], flush=True)

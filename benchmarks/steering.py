@@ -6,7 +6,7 @@ paired.
 
 Studies are declared in `benchmarks/studies/`. One run is one JSON file below DIR/STUDY, finished
 ones are not run again; what a study came to is written to `results/STUDY.json`.
-With `--against ROW` finished rows are held against that one, over held-out items, and printed.
+With `--against ROW` finished rows are compared with that one over held-out items, and printed.
 `python benchmarks/pages.py` makes tables and plots of it. Warm checkpoints (a start) are made on
 first use and cached, see `vpretrain.language.prepare`; real ones stand below `--models`.
 """
@@ -84,17 +84,17 @@ def plan(study: Study) -> Iterator[Job]:
                 yield from (Job(study.name, row, start, start.seeds[round_]) for row in study.rows)
 
 
-_HELD: dict[str, Any] = {}  # the last data that was read, by what it is
+_LOADED: dict[str, Any] = {}  # the last data that was read, by what it is
 
 
 def materials(recipe: Recipe) -> Any:
     """Data and learner of a recipe; read again only when another recipe's are asked for."""
     sections = ("data", "learner", "evaluate")
     key = json.dumps(recipe.model_dump(mode="json", include=set(sections)), sort_keys=True)
-    if key not in _HELD:
-        _HELD.clear()
-        _HELD[key] = MODALITIES[recipe.modality]().load(recipe)
-    return _HELD[key]
+    if key not in _LOADED:
+        _LOADED.clear()
+        _LOADED[key] = MODALITIES[recipe.modality]().load(recipe)
+    return _LOADED[key]
 
 
 def resolved(study: Study, start: Start, row: str, seed: int, root: str, models: Path) -> Recipe:
@@ -113,17 +113,17 @@ def resolved(study: Study, start: Start, row: str, seed: int, root: str, models:
 
 def quarters(history: list[dict[str, Any]]) -> dict[str, list[float]]:
     """How the designer's measures moved: their means over each quarter of a run."""
-    found = {}
+    result = {}
     for key in MEANS:
         values = [record[key] for record in history if key in record]
         if len(values) >= 4:
             cuts = [len(values) * i // 4 for i in range(5)]
             parts = [values[a:b] for a, b in pairwise(cuts)]
-            found[key] = [round(statistics.fmean(part), 5) for part in parts]
-    return found
+            result[key] = [round(statistics.fmean(part), 5) for part in parts]
+    return result
 
 
-def work_off(job: Job, work: Path, root: str, models: Path) -> None:
+def run_job(job: Job, work: Path, root: str, models: Path) -> None:
     """Trains and scores one job, and writes its file."""
     study = STUDIES[job.study]
     recipe = resolved(study, job.start, job.row, job.seed, root, models)
@@ -148,8 +148,8 @@ def work_off(job: Job, work: Path, root: str, models: Path) -> None:
     means = {}
     shares = {key for record in result.history for key in record if key.startswith("chosen.")}
     for key in (*MEANS, *sorted(shares)):
-        if found := [record[key] for record in result.history if key in record]:
-            means[key] = round(statistics.fmean(found), 5)
+        if results := [record[key] for record in result.history if key in record]:
+            means[key] = round(statistics.fmean(results), 5)
     metrics = list(result.final)
     curve = [
         [r["step"], round(r["seconds"], 2), *(r[m] for m in metrics)]
@@ -218,14 +218,14 @@ def collect(study: Study, work: Path, baseline: str | None = None) -> dict[str, 
     of = {(entry["arm"], entry["seed"]): entry for entry in done}
     for row, metrics in paired.items():
         seeds = [seed for arm, seed in of if arm == row and (baseline, seed) in of]
-        for metric, found in metrics.items():
+        for metric, result in metrics.items():
             sides = [
                 [of[(arm, seed)]["items"][metric] for seed in seeds] for arm in (row, baseline)
             ]
             between = paired_items(*sides)
-            found["items"] = {"ci95": [round(x, 6) for x in between.ci95], "p": between.p}
+            result["items"] = {"ci95": [round(x, 6) for x in between.ci95], "p": between.p}
             if between.ci95[0] <= 0 <= between.ci95[1]:
-                found["verdict"] = "undecided"
+                result["verdict"] = "undecided"
     slim = [{key: value for key, value in entry.items() if key != "items"} for entry in done]
     return {
         "study": study.name,
@@ -250,7 +250,7 @@ def collect(study: Study, work: Path, baseline: str | None = None) -> dict[str, 
 
 
 def main() -> None:
-    """Works off what is missing, then writes the results."""
+    """Makes the runs that are missing, then writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("studies", nargs="+", choices=list(STUDIES))
     parser.add_argument("--work", type=Path, required=True)
@@ -276,7 +276,7 @@ def main() -> None:
             context = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(options.jobs, context) as pool:
                 waiting = {
-                    pool.submit(work_off, job, options.work, options.data, options.models): job
+                    pool.submit(run_job, job, options.work, options.data, options.models): job
                     for job in missing
                 }
                 for future in as_completed(waiting):

@@ -76,15 +76,15 @@ class Beside(Sequence[Row]):
 
     def __getitem__(self, index):
         """The same rows."""
-        found = self.rows[index]
+        result = self.rows[index]
         away = time.process_time()
-        some = [row.text for row in found]
+        some = [row.text for row in result]
         start = time.process_time()
         self.tokenizer(some, add_special_tokens=False, return_attention_mask=False, verbose=False)
         end = time.process_time()
         self.alone_seconds += end - start
         self.away_seconds += time.process_time() - away
-        return found
+        return result
 
 
 def peak_mib() -> float:
@@ -157,7 +157,7 @@ def main() -> None:
         for documents in (asked.documents // 10, asked.documents):
             rounds.append(through(path, documents, tokenizer))
             print(json.dumps(rounds[-1], indent=1))
-    found = {
+    result = {
         "command": "OMP_NUM_THREADS=1 python benchmarks/stream_speed.py --documents "
         f"{asked.documents}",
         "description": "short documents through the stream against the tokenizer alone on the same "
@@ -171,7 +171,7 @@ def main() -> None:
         "environment": environment(),
     }
     if asked.out:
-        write_json(asked.out, found)
+        write_json(asked.out, result)
 
 
 if __name__ == "__main__":

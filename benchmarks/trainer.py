@@ -290,8 +290,8 @@ def main() -> None:
         arm: functools.partial(another_trainer if "Trainer" in arm else ours, arm, shape)
         for arm in given.arms
     }
-    for at, found in enumerate(in_turn(bodies, given.rounds), start=1):
-        rows = compared(found, PERIOD)
+    for at, result in enumerate(in_turn(bodies, given.rounds), start=1):
+        rows = compared(result, PERIOD)
         show(rows, f"{shape}; after {at} rounds; ratios to {rows[0]['arm']}")
         save(
             "trainer",
@@ -300,7 +300,7 @@ def main() -> None:
             rounds=at,
             period=PERIOD,
             rows=rows,
-            steps=found,
+            steps=result,
         )
 
 

@@ -77,20 +77,20 @@ def in_turn(
             children[name] = process, pipe, peak
             _answer(process, pipe, name)  # built
         before = {name: peak.recv() for name, (_, _, peak) in children.items()}
-        found: dict[str, dict[str, Any]] = {name: {"rounds": []} for name in arms}
+        result: dict[str, dict[str, Any]] = {name: {"rounds": []} for name in arms}
         for turn in range(rounds + 1):
             for name, (process, pipe, _) in children.items():
                 pipe.send("go")
                 steps = _answer(process, pipe, name)
                 if turn:
-                    found[name]["rounds"].append(steps)
-                    found[name]["peak_bytes"] = _resident(process.pid, "VmHWM") - before[name]
+                    result[name]["rounds"].append(steps)
+                    result[name]["peak_bytes"] = _resident(process.pid, "VmHWM") - before[name]
             if turn:
-                yield found
+                yield result
     finally:
         for process, _, _ in children.values():
             process.kill()
-    return found
+    return result
 
 
 def per_step(steps: Sequence[dict[str, Any]], period: int, clock: str = "cpu") -> float:
@@ -102,13 +102,13 @@ def per_step(steps: Sequence[dict[str, Any]], period: int, clock: str = "cpu") -
     )
 
 
-def compared(found: dict[str, dict[str, Any]], period: int) -> list[dict[str, Any]]:
+def compared(result: dict[str, dict[str, Any]], period: int) -> list[dict[str, Any]]:
     """A row an arm; ``speed`` is the first arm's seconds over its own in the same round, so that
     above 1 is faster.
     """
-    first = next(iter(found.values()))
+    first = next(iter(result.values()))
     rows = []
-    for name, own in found.items():
+    for name, own in result.items():
         ratios = [
             per_step(a, period) / per_step(b, period)
             for a, b in zip(first["rounds"], own["rounds"], strict=True)
@@ -164,7 +164,7 @@ def parser(doc: str, *, rounds: int) -> argparse.ArgumentParser:
     return made
 
 
-def save(name: str, given: argparse.Namespace, **found: Any) -> None:
+def save(name: str, given: argparse.Namespace, **result: Any) -> None:
     """Writes what was found with command, machine and versions."""
     out = given.out or (None if given.quick else RESULTS / f"{name}.json")
     if out is not None:
@@ -172,7 +172,7 @@ def save(name: str, given: argparse.Namespace, **found: Any) -> None:
             ["python", f"benchmarks/{name.replace('-', '_')}.py", *map(shlex.quote, sys.argv[1:])]
         )
         write_json(
-            out, {"environment": environment() | {"command": command, "threads": 1}, **found}
+            out, {"environment": environment() | {"command": command, "threads": 1}, **result}
         )
 
 

@@ -121,7 +121,7 @@ def miou(
 
 
 def decided(
-    found: dict[str, list[float]],
+    result: dict[str, list[float]],
     mean: dict[str, float],
     paired: list[float],
     refit: float,
@@ -134,8 +134,8 @@ def decided(
             "packaged learner"
         ]
         > 5 * bootstrap,
-        "plain continuation still improves, in every seed": min(found["plain"])
-        > found["packaged learner"][0],
+        "plain continuation still improves, in every seed": min(result["plain"])
+        > result["packaged learner"][0],
         "supervised training of the same backbone is at least twice as far above random "
         "weights": above["supervised"] > 2 * above["plain"],
         "direct is above plain in every seed, by five refit errors or more": min(paired)
@@ -165,31 +165,33 @@ def main() -> None:
     def continued(arm: str, seed: int) -> float:
         started = time.perf_counter()
         each = loaded(f"arm={arm}", f"seed={seed}")
-        found = train(Run(each, Vision().build(each, materials), step0={})).final["test/miou"].value
+        result = (
+            train(Run(each, Vision().build(each, materials), step0={})).final["test/miou"].value
+        )
         seconds[arm] = round(time.perf_counter() - started, 1)
-        print(arm, seed, round(100 * found, 2), seconds[arm], "s", flush=True)
-        return found
+        print(arm, seed, round(100 * result, 2), seconds[arm], "s", flush=True)
+        return result
 
     start = Vision().build(loaded("arm=plain"), materials).learner.backbone.model
     noise = probed(recipe, start, materials, refits=REFITS)
-    found = {
+    result = {
         "random weights": [random_weights(seed) for seed in range(options.seeds)],
         "packaged learner": [noise.scores["miou"].value],
         "plain": [continued("plain", seed) for seed in range(options.seeds)],
         "direct": [continued("direct", seed) for seed in range(options.seeds)],
         "supervised": [supervised(recipe, materials)],
     }
-    mean = {name: 100 * statistics.fmean(figures) for name, figures in found.items()}
+    mean = {name: 100 * statistics.fmean(figures) for name, figures in result.items()}
     refit, bootstrap = 100 * noise.refit_std["miou"], 100 * noise.scores["miou"].stderr
-    paired = [100 * (a - b) for a, b in zip(found["direct"], found["plain"], strict=True)]
-    gates = decided(found, mean, paired, refit, bootstrap)
+    paired = [100 * (a - b) for a, b in zip(result["direct"], result["plain"], strict=True)]
+    gates = decided(result, mean, paired, refit, bootstrap)
     write_json(
         options.out,
         {
             "recipe": "demo-vision",
             "steps": recipe.budget.steps,
             "miou_percent": {
-                name: [round(100 * x, 2) for x in figures] for name, figures in found.items()
+                name: [round(100 * x, 2) for x in figures] for name, figures in result.items()
             },
             "direct_minus_plain": [round(x, 2) for x in paired],
             "noise": {"refit_std": round(refit, 3), "bootstrap_stderr": round(bootstrap, 3)},

@@ -117,20 +117,20 @@ class Walk:
             freeze(encoder, part) for part in (sets.probed, sets.evaluation[:HELD_OUT_PICTURES])
         ]
         classes = sets.tasks["segmentation"].classes
-        found = segmentation_probe(*probed, classes=classes, settings=REFITTED)
-        return found.scores["cross_entropy"].value
+        result = segmentation_probe(*probed, classes=classes, settings=REFITTED)
+        return result.scores["cross_entropy"].value
 
     def followed(self, batches: list[Any], *, steered: bool) -> dict[str, Any]:
         """One step of either kind and plain ones after it."""
-        found: dict[str, Any] = {"fixed": [], "refitted": []}
+        result: dict[str, Any] = {"fixed": [], "refitted": []}
         for at, batch in enumerate(batches, 1):
             self.take(batch, steered=steered and at == 1)
             if at == 1:
-                found["after"] = [p.detach().clone() for p in self.step.parameters]
+                result["after"] = [p.detach().clone() for p in self.step.parameters]
             if at in HORIZONS:
-                found["fixed"].append(self.fixed())
-                found["refitted"].append(self.refitted())
-        return found
+                result["fixed"].append(self.fixed())
+                result["refitted"].append(self.refitted())
+        return result
 
     def gradient(self) -> list[torch.Tensor]:
         """Of :meth:`fixed`, over all parameters."""
@@ -166,14 +166,14 @@ class Walk:
 
 def summary(draws: list[dict[str, list[float]]]) -> dict[str, Any]:
     """Means and standard errors over draws."""
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for kind in draws[0]:
         columns = list(zip(*(each[kind] for each in draws), strict=True))
-        found[kind] = [round(statistics.fmean(column), 6) for column in columns]
-        found[f"{kind}_stderr"] = [
+        result[kind] = [round(statistics.fmean(column), 6) for column in columns]
+        result[f"{kind}_stderr"] = [
             round(statistics.stdev(column) / len(column) ** 0.5, 6) for column in columns
         ]
-    return found
+    return result
 
 
 def main() -> None:

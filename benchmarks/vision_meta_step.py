@@ -59,8 +59,8 @@ def whole_graph(
         loss = learner.loss(context, task.with_controls((mask,)))
         gradients = torch.autograd.grad(loss, list(learner.aligned.values()), create_graph=True)
         value = sum((down[n] * g).sum() for n, g in zip(learner.aligned, gradients, strict=True))
-        (found,) = torch.autograd.grad(value, (mask,))
-    return found
+        (result,) = torch.autograd.grad(value, (mask,))
+    return result
 
 
 def arguments() -> argparse.Namespace:
@@ -147,8 +147,8 @@ def main() -> None:
             f"{name:20s} {row['seconds']:.2f} s  {row['faster']:.2f}x  memory "
             f"{row['memory']:.2f}  cosine {row['cosine']:.6f}"
         )
-    found = {"sizes": vars(chosen), "ways": rows, "environment": environment()}
-    write_json(Path(__file__).parent.parent / "results" / "vision-meta-step.json", found)
+    result = {"sizes": vars(chosen), "ways": rows, "environment": environment()}
+    write_json(Path(__file__).parent.parent / "results" / "vision-meta-step.json", result)
 
 
 if __name__ == "__main__":

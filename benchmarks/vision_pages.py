@@ -85,9 +85,9 @@ def study(table: Mapping[str, Any], metrics: set[str], rows: list[str]) -> list[
 
 def _scored(table: Mapping[str, Any], row: str, metric: str) -> list[str]:
     scale, digits = _unit(metric)
-    found, pair = table["summary"][row][metric], table["paired"].get(row, {}).get(metric)
-    spread = "" if found["std"] is None else f" ±{scale * found['std']:.{digits}f}"
-    mean = f"{scale * found['mean']:.{digits}f}{spread}"
+    result, pair = table["summary"][row][metric], table["paired"].get(row, {}).get(metric)
+    spread = "" if result["std"] is None else f" ±{scale * result['std']:.{digits}f}"
+    mean = f"{scale * result['mean']:.{digits}f}{spread}"
     if pair is None:
         return [mean, "", "baseline"]
     low, high = pair["ci95"] or (None, None)
@@ -108,11 +108,11 @@ def pairwise(table: Mapping[str, Any], row: str) -> list[str]:
         if len(seeds) < 2:
             continue
         sides = [[of[(arm, seed)] for seed in seeds] for arm in (row, other)]
-        found = paired_difference(*sides)
+        result = paired_difference(*sides)
         each = ", ".join(f"{scale * (a - b):+.{digits}f}" for a, b in zip(*sides, strict=True))
-        low, high = found.ci95 or (float("nan"), float("nan"))
+        low, high = result.ci95 or (float("nan"), float("nan"))
         mean = (
-            f"{scale * found.difference:+.{digits}f} [{scale * low:+.{digits}f}, "
+            f"{scale * result.difference:+.{digits}f} [{scale * low:+.{digits}f}, "
             f"{scale * high:+.{digits}f}]"
         )
         lines.append([f"`{other}`", each, mean])
@@ -127,11 +127,11 @@ def dependence(table: Mapping[str, Any], mean: str) -> list[str]:
     scale, digits = _unit(metric)
     plain = {run["seed"]: run["final"][metric] for run in table["runs"] if run["arm"] == baseline}
     steered = [run for run in table["runs"] if mean in run["means"] and run["seed"] in plain]
-    found = [
+    result = [
         (run["means"][mean], scale * (run["final"][metric] - plain[run["seed"]]), run)
         for run in steered
     ]
-    points = sorted(found, key=lambda point: point[0])
+    points = sorted(result, key=lambda point: point[0])
     lines = [[mean, f"{NAMES[metric.split('/')[1]]} minus {baseline}", "row", "start and seed"]]
     lines += [[f"{x:.3f}", f"{y:+.{digits}f}", run["arm"], run["seed"]] for x, y, run in points]
     r = statistics.correlation(*([point[i] for point in points] for i in (0, 1)))
@@ -163,12 +163,12 @@ def _steering(runs: list[dict[str, Any]]) -> list[str]:
     return [looks, "" if trust is None else f"{trust:.2f}"]
 
 
-def gates(found: Mapping[str, Any]) -> list[str]:
+def gates(result: Mapping[str, Any]) -> list[str]:
     """What each way of training comes to, then the gates and whether they hold."""
     lines = [["mIoU, %, test scenes", "mean", "each seed"]]
-    for name, each in found["miou_percent"].items():
+    for name, each in result["miou_percent"].items():
         lines.append([name, f"{statistics.fmean(each):.2f}", ", ".join(f"{x:.2f}" for x in each)])
-    noise = found["noise"]
+    noise = result["noise"]
     lines.append(
         [
             "the probe's own noise: refits, bootstrap of pictures",
@@ -178,14 +178,14 @@ def gates(found: Mapping[str, Any]) -> list[str]:
     )
     lines += [
         [f"gate: {gate}", "holds" if holds else "**fails**", ""]
-        for gate, holds in found["gates"].items()
+        for gate, holds in result["gates"].items()
     ]
     return markdown(lines)
 
 
-def why(found: Mapping[str, Any]) -> list[str]:
+def why(result: Mapping[str, Any]) -> list[str]:
     """The held-out feedback loss under fixed and refitted heads, arm minus plain."""
-    steps = found["steps"]
+    steps = result["steps"]
     lines = [
         [
             "arm minus plain",
@@ -194,8 +194,8 @@ def why(found: Mapping[str, Any]) -> list[str]:
             f"refitted heads, {steps} steps",
         ]
     ]
-    for arm, run in found["runs"].items():
-        base = found["runs"]["plain, teacher still" if arm.endswith("still") else "plain"]
+    for arm, run in result["runs"].items():
+        base = result["runs"]["plain, teacher still" if arm.endswith("still") else "plain"]
         if run is base:
             continue
         refit = run["refitted"][str(steps)] - base["refitted"][str(steps)]
@@ -204,10 +204,10 @@ def why(found: Mapping[str, Any]) -> list[str]:
     return markdown(lines)
 
 
-def meta_step(found: Mapping[str, Any]) -> list[str]:
+def meta_step(result: Mapping[str, Any]) -> list[str]:
     """Seconds and memory of the ways to the gradient of a mask."""
     lines = [["way to dV/d mask", "s", "times faster", "MiB", "share of memory", "cosine"]]
-    for name, row in found["ways"].items():
+    for name, row in result["ways"].items():
         lines.append(
             [
                 name.replace("_", " "),
@@ -221,10 +221,10 @@ def meta_step(found: Mapping[str, Any]) -> list[str]:
     return markdown(lines)
 
 
-def plain_dino(found: Mapping[str, Any]) -> list[str]:
+def plain_dino(result: Mapping[str, Any]) -> list[str]:
     """Milliseconds a step of this loop and of a straightforward one."""
     lines = [["plain DINO", "this loop, ms a step", "straightforward loop, ms a step", "ratio"]]
-    for case, row in found["plain_dino"].items():
+    for case, row in result["plain_dino"].items():
         taken = row["milliseconds_a_step"]
         lines.append(
             [
@@ -237,40 +237,40 @@ def plain_dino(found: Mapping[str, Any]) -> list[str]:
     return markdown(lines)
 
 
-def picture_gates(found: Mapping[str, Any]) -> list[str]:
+def picture_gates(result: Mapping[str, Any]) -> list[str]:
     """What each way of training comes to on real pictures, and how far apart they are."""
-    metric = found["metric"].split("/")[1]
+    metric = result["metric"].split("/")[1]
     name, unit = (
         (NAMES[metric], "percent") if metric in PERCENT else ("depth RMSE, cm", "centimetres")
     )
     lines = [[f"{name}, dev pictures", "each seed"]]
-    lines += [[kind, ", ".join(f"{x:.2f}" for x in each)] for kind, each in found[unit].items()]
-    for gate, errors in found["standard_errors_apart"].items():
-        verdict = "holds" if found["gates"][gate] else "**fails**"
+    lines += [[kind, ", ".join(f"{x:.2f}" for x in each)] for kind, each in result[unit].items()]
+    for gate, errors in result["standard_errors_apart"].items():
+        verdict = "holds" if result["gates"][gate] else "**fails**"
         apart = ", ".join(f"{x:.1f}" for x in errors)
         lines.append([f"gate: {gate}", f"{verdict}: {apart} standard errors"])
     return markdown(lines)
 
 
-def horizon(found: Mapping[str, Any]) -> list[str]:
+def horizon(result: Mapping[str, Any]) -> list[str]:
     """What one steered step gains over a plain one, in thousandths of a nat."""
-    steps = found["horizons"]
+    steps = result["horizons"]
 
     def cell(row: Mapping[str, Any], kind: str, at: int) -> str:
         return f"{1e3 * row[kind][at]:+.2f} ±{1e3 * row[f'{kind}_stderr'][at]:.2f}"
 
     head = ["surface", "predicted", *(f"heads stay, {n}" for n in steps)]
     lines = [[*head, *(f"refitted, {n}" for n in steps)]]
-    for name, row in found["rows"].items():
+    for name, row in result["rows"].items():
         kinds = [(kind, at) for kind in ("fixed", "refitted") for at in range(len(steps))]
         lines.append([name, cell(row, "predicted", 0), *(cell(row, *each) for each in kinds)])
     return markdown(lines)
 
 
-def costs(found: Mapping[str, Any]) -> list[str]:
+def costs(result: Mapping[str, Any]) -> list[str]:
     """CPU milliseconds a step, and speed and memory beside plain steps."""
     lines = [["arm", "ms a step", "of plain's speed", "of its memory"]]
-    for row in found["table"]:
+    for row in result["table"]:
         low, high = row["speed_range"]
         speed = f"{row['speed']:.2f} [{low:.2f}, {high:.2f}]"
         lines.append([row["arm"], f"{1e3 * row['cpu_seconds']:.0f}", speed, f"{row['memory']:.2f}"])
@@ -290,14 +290,14 @@ KINDS: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
 
 
 def table_of(
-    found: Mapping[str, Any], metrics: set[str], rows: list[str], of: str | None
+    result: Mapping[str, Any], metrics: set[str], rows: list[str], of: str | None
 ) -> list[str]:
     """The Markdown table of some results."""
     if of is not None:
-        return pairwise(found, of) if of in found["summary"] else dependence(found, of)
-    if "study" in found:
-        return study(found, metrics, rows)
-    return next(make(found) for key, make in KINDS.items() if key in found)
+        return pairwise(result, of) if of in result["summary"] else dependence(result, of)
+    if "study" in result:
+        return study(result, metrics, rows)
+    return next(make(result) for key, make in KINDS.items() if key in result)
 
 
 def filled(text: str, results: Path) -> str:
@@ -308,11 +308,11 @@ def filled(text: str, results: Path) -> str:
         path = results / f"vision-{name}.json"
         if not path.is_file():
             return match.group(0)
-        found = json.loads(path.read_text(encoding="utf-8"))
+        result = json.loads(path.read_text(encoding="utf-8"))
         chosen = [row.strip() for row in (rows or "").split(";") if row.strip()]
         return (
             mark
-            + "\n".join(table_of(found, set(metrics.split()) if metrics else SUMMARY, chosen, of))
+            + "\n".join(table_of(result, set(metrics.split()) if metrics else SUMMARY, chosen, of))
             + "\n"
         )
 

@@ -75,8 +75,8 @@ def main() -> None:
     if given.quick:
         given.rounds = 1
     bodies = {arm: functools.partial(steps, arm, given.shape) for arm in given.arms}
-    for at, found in enumerate(in_turn(bodies, given.rounds), start=1):
-        rows = compared(found, given.period)
+    for at, result in enumerate(in_turn(bodies, given.rounds), start=1):
+        rows = compared(result, given.period)
         show(rows, f"{given.shape}, a meta step in {given.period}; after {at} rounds")
         save(
             "vision-steps",
@@ -85,7 +85,7 @@ def main() -> None:
             period=given.period,
             finished_rounds=at,
             table=rows,
-            rounds={arm: each["rounds"] for arm, each in found.items()},
+            rounds={arm: each["rounds"] for arm, each in result.items()},
         )
 
 

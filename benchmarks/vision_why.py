@@ -65,23 +65,23 @@ def trace(recipe: Any, materials: Materials, steps: int, *, refit_every: int = 0
             freeze(encoder, part)
             for part in (materials.sets.probed, materials.sets.evaluation[:HELD_OUT_PICTURES])
         ]
-        found = segmentation_probe(*probed, classes=classes, settings=REFITTED)
-        return found.scores["cross_entropy"].value
+        result = segmentation_probe(*probed, classes=classes, settings=REFITTED)
+        return result.scores["cross_entropy"].value
 
     for _ in range(recipe.value.settle_steps):
         step(next_batches(parts.stream, 1), 0.0)
     step.count = 0
-    found: dict[str, Any] = {"fixed": [fixed()], "refitted": {}, "gain": []}
+    result: dict[str, Any] = {"fixed": [fixed()], "refitted": {}, "gain": []}
     for count in range(steps + 1):
         if refit_every and count % refit_every == 0:
-            found["refitted"][count] = round(refitted(), 5)
+            result["refitted"][count] = round(refitted(), 5)
         if count < steps:
             record = step(next_batches(parts.stream, 1), learning_rate(recipe, 1.0), count / steps)
-            found["fixed"].append(fixed())
+            result["fixed"].append(fixed())
             if "gain" in record:
-                found["gain"].append(record["gain"])
-    found["fixed"] = [round(loss, 5) for loss in found["fixed"]]
-    return found
+                result["gain"].append(record["gain"])
+    result["fixed"] = [round(loss, 5) for loss in result["fixed"]]
+    return result
 
 
 def first_step(arm: str, materials: Materials, multiple: float) -> float:

@@ -23,9 +23,9 @@ def test_it_runs_and_writes_ratios_with_command_and_versions(name, tmp_path):
     command = [sys.executable, f"{name}.py", *COMMANDS[name], "--out", str(out)]
     ran = subprocess.run(command, cwd=BENCHMARKS, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr
-    found = json.loads(out.read_text())
-    assert found["environment"]["versions"]["torch"] and name in found["environment"]["command"]
-    rows = found.get("rows") or list(found["ways"].values())
+    result = json.loads(out.read_text())
+    assert result["environment"]["versions"]["torch"] and name in result["environment"]["command"]
+    rows = result.get("rows") or list(result["ways"].values())
     if name == "growth":
         rows = list(rows[0]["arms"].values())
     ratio = {"head": "ratio", "trainer": "speed", "meta_step": "faster", "growth": "ratio"}[name]

@@ -54,7 +54,7 @@ def unlikelihood(tmp_path):
 
 def test_a_designer_is_one_file(below_mean):
     materials = Language().load(tiny_recipe())
-    found = {}
+    results = {}
     for overrides in (
         ["arm=below_mean", "designer.low=0.25"],
         ["arm=below_mean"],  # as a comparison has it: the keys stand in `designers`
@@ -64,8 +64,8 @@ def test_a_designer_is_one_file(below_mean):
         parts = Language().build(recipe, materials)
         result = train(Run(recipe, parts, step0={}))
         assert result.spent.steps == 2
-        found[" ".join(overrides)] = weights_hash(parts)
-    assert len(set(found.values())) == 3
+        results[" ".join(overrides)] = weights_hash(parts)
+    assert len(set(results.values())) == 3
     assert "below_mean" in Language().arms
     assert Steering(arm="below_mean", low=0.1).designer.low == 0.1
 

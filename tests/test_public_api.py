@@ -75,7 +75,7 @@ def parameters(called):
 
 def names_of(module):
     """Public names of a module that are its own, methods of its classes among them."""
-    found = {}
+    result = {}
     for name, value in vars(module).items():
         if (
             name.startswith("_")
@@ -85,28 +85,28 @@ def names_of(module):
             continue
         if not (inspect.isclass(value) or inspect.isfunction(value)):
             if name.isupper():
-                found[name] = None
+                result[name] = None
             continue
         is_protocol = getattr(value, "_is_protocol", False)
-        found[name] = None if is_protocol else parameters(value)
+        result[name] = None if is_protocol else parameters(value)
         if inspect.isclass(value):
             own = {
                 key: each
                 for key, each in vars(value).items()
                 if inspect.isfunction(each) and not key.startswith("_")
             }
-            found |= {f"{name}.{key}": parameters(each) for key, each in own.items()}
-    return found
+            result |= {f"{name}.{key}": parameters(each) for key, each in own.items()}
+    return result
 
 
 def public():
     """``{module: {name: parameters}}``."""
-    found = {"vpretrain": dict.fromkeys(sorted(vpretrain.__all__))}
+    result = {"vpretrain": dict.fromkeys(sorted(vpretrain.__all__))}
     for name in MODULES:
-        found[f"vpretrain.{name}"] = dict(
+        result[f"vpretrain.{name}"] = dict(
             sorted(names_of(importlib.import_module(f"vpretrain.{name}")).items())
         )
-    return found
+    return result
 
 
 KNOWN = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.is_file() else {}

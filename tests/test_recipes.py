@@ -140,8 +140,8 @@ def test_the_papers_recipes(path, tmp_path):
     """With random weights of a tiny model, local rows in the place of the hub's, and everything
     else as it is written.
     """
-    found = recipes.load(path, schemas=SCHEMAS).model_dump(mode="json")
-    data = found["data"]
+    result = recipes.load(path, schemas=SCHEMAS).model_dump(mode="json")
+    data = result["data"]
     for number, source in enumerate(data["stream"]):
         source["rows"] = local(source["rows"], tmp_path, f"stream{number}")
     named = data["feedback"]["tasks"] or {"feedback": data["feedback"]}
@@ -151,7 +151,7 @@ def test_the_papers_recipes(path, tmp_path):
     data["evaluation"] = {
         name: local(rows, tmp_path, f"held{name}") for name, rows in data["evaluation"].items()
     }
-    found["learner"] |= {
+    result["learner"] |= {
         "model": None,
         "dtype": "float32",
         "accumulate": 2,
@@ -166,11 +166,11 @@ def test_the_papers_recipes(path, tmp_path):
             "num_key_value_heads": 2,
         },
     }
-    found["designer"] |= {"hidden": 16, "layers": 1, "heads": 2, "candidates": 8}
-    found["evaluate"] |= {"new_tokens": 4, "every": 2}
-    found |= {"budget": {"steps": 2}, "threads": 1}
+    result["designer"] |= {"hidden": 16, "layers": 1, "heads": 2, "candidates": 8}
+    result["evaluate"] |= {"new_tokens": 4, "every": 2}
+    result |= {"budget": {"steps": 2}, "threads": 1}
     data["batch_size"], data["root"] = 2, str(tmp_path)
-    (tmp_path / "small.yaml").write_text(json.dumps(found), encoding="utf-8")
+    (tmp_path / "small.yaml").write_text(json.dumps(result), encoding="utf-8")
     two_steps(recipes.load(tmp_path / "small.yaml", schemas=SCHEMAS))
 
 

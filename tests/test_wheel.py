@@ -32,12 +32,12 @@ def wheel(tmp_path_factory):
     )
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-1500:]
     (source,) = folder.glob("*.tar.gz")
-    (found,) = folder.glob("*.whl")
-    assert {source.name, found.name} == {
+    (result,) = folder.glob("*.whl")
+    assert {source.name, result.name} == {
         f"vpretrain-{__version__}.tar.gz",
         f"vpretrain-{__version__}-py3-none-any.whl",
     }
-    return found
+    return result
 
 
 def test_the_wheel_holds_everything_under_src_and_nothing_else(wheel):
@@ -114,10 +114,10 @@ def test_the_program_runs_outside_the_repository(program, tmp_path):
         "value.settle_steps=1",
         "evaluate.every=0",
     ]
-    found = json.loads(run(program, tmp_path, "train", "demo-language", *small, "--json"))
+    result = json.loads(run(program, tmp_path, "train", "demo-language", *small, "--json"))
     assert (
-        found["steps"] == 2
-        and (tmp_path / found["run_dir"] / "model" / "model.safetensors").is_file()
+        result["steps"] == 2
+        and (tmp_path / result["run_dir"] / "model" / "model.safetensors").is_file()
     )
-    assert (tmp_path / found["run_dir"] / "report.html").is_file()
+    assert (tmp_path / result["run_dir"] / "report.html").is_file()
     assert json.loads(run(program, tmp_path, "check", "demo-vision", "--json")) == {"problems": []}

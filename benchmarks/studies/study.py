@@ -58,8 +58,8 @@ def _location(start: Start, root: str, rooted: tuple[str, ...]) -> str:
         else ["learner.model=null", f"learner.prepare.seed={start.prepare_seed}"]
     )
     made = recipes.load(source, [*words, *start.prepared_with, *rooted], schemas=SCHEMAS)
-    found = made.learner.model or MODALITIES[made.modality]().load(made).location
-    return str(found)
+    result = made.learner.model or MODALITIES[made.modality]().load(made).location
+    return str(result)
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ CONFIG = (
 
 def test_train(call, here):
     called = call("train", "tiny.yaml", "arm=closed_form", "--out", "run", "--json")
-    found = called.document
+    result = called.document
     assert called.code == 0
-    assert list(found) == [
+    assert list(result) == [
         "run_dir",
         "arm",
         "unit",
@@ -28,8 +28,8 @@ def test_train(call, here):
         "step0",
         "final",
     ]
-    assert (found["run_dir"], found["arm"], found["steps"]) == ("run", "closed_form", 2)
-    assert set(found["step0"]) == set(found["final"]) == {"test/nll", "test/pass@1"}
+    assert (result["run_dir"], result["arm"], result["steps"]) == ("run", "closed_form", 2)
+    assert set(result["step0"]) == set(result["final"]) == {"test/nll", "test/pass@1"}
     assert "step 0" in called.err and "test/nll" in called.err, "people still get their table"
     run = here / "run"
     assert load(run / "recipe.yaml", schemas=SCHEMAS) == load(
@@ -61,7 +61,7 @@ def test_train(call, here):
         "next",
         "--json",
     )
-    assert again.document["step0"] == pytest.approx(found["final"]), (
+    assert again.document["step0"] == pytest.approx(result["final"]), (
         "what was saved is what was measured"
     )
     called = call("train", "tiny.yaml")
@@ -141,12 +141,12 @@ def test_compare_and_go_on_with_it(call, here):
 
 def test_doctor(call):
     called = call("doctor", "tiny.yaml", "--json")
-    found = called.document
+    result = called.document
     assert called.code == 0
-    assert list(found) == ["device", "dtype", "attention", "estimators"]
+    assert list(result) == ["device", "dtype", "attention", "estimators"]
     keys = {"name", "supported", "reason", "cosine", "relative_error", "seconds", "peak_bytes"}
-    assert all(keys <= set(row) for row in found["estimators"])
-    exact = {row["name"]: row["cosine"] for row in found["estimators"]}
+    assert all(keys <= set(row) for row in result["estimators"])
+    exact = {row["name"]: row["cosine"] for row in result["estimators"]}
     assert set(exact) == {
         "central_difference",
         "one_sided_difference",

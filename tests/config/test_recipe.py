@@ -104,9 +104,9 @@ def test_a_wrong_value_says_what_is_accepted(
     write: Callable[..., Path], override: str, accepted: str
 ) -> None:
     key, _, value = override.partition("=")
-    found = refused(write(GOOD), override)
-    assert list(found) == [f"override {key}"]
-    problem = found[f"override {key}"]
+    result = refused(write(GOOD), override)
+    assert list(result) == [f"override {key}"]
+    problem = result[f"override {key}"]
     assert problem.accepted == accepted
     assert problem.value == shown(parse(value, str)[0])
     assert "Input should" not in problem.message
@@ -116,10 +116,10 @@ def test_every_problem_at_once_each_with_its_line(write: Callable[..., Path]) ->
     text = GOOD.replace("meta_period: 2", "meta_perod: 2\n  alignment: cosin").replace(
         "description: A toy.\n", ""
     )
-    found = refused(
+    result = refused(
         write(text), "data.stream.0.wieght=2", "foo", "seed=x", "modality=toy", "budget.steps=null"
     )
-    assert set(found) == {
+    assert set(result) == {
         "toy.yaml:6 value.meta_perod",
         "toy.yaml:7 value.alignment",
         "toy.yaml description",
@@ -128,45 +128,45 @@ def test_every_problem_at_once_each_with_its_line(write: Callable[..., Path]) ->
         "override seed",
         "toy.yaml:3 budget",
     }
-    unknown = found["toy.yaml:6 value.meta_perod"]
+    unknown = result["toy.yaml:6 value.meta_perod"]
     assert "did you mean meta_period?" in unknown.message
     assert unknown.value == "2"
     assert unknown.accepted == "the keys " + ", ".join(Value.model_fields)
-    assert "did you mean weight?" in found["override data.stream.0.wieght"].message
-    assert "did you mean cosine?" in found["toy.yaml:7 value.alignment"].message
-    assert "at least one of steps, tokens, flops, seconds" in found["toy.yaml:3 budget"].message
-    assert (found["toy.yaml:3 budget"].value, found["toy.yaml:3 budget"].accepted) == ("", "")
-    assert found["toy.yaml description"].message == "this key is missing; add it"
-    assert found["toy.yaml description"].value == ""
+    assert "did you mean weight?" in result["override data.stream.0.wieght"].message
+    assert "did you mean cosine?" in result["toy.yaml:7 value.alignment"].message
+    assert "at least one of steps, tokens, flops, seconds" in result["toy.yaml:3 budget"].message
+    assert (result["toy.yaml:3 budget"].value, result["toy.yaml:3 budget"].accepted) == ("", "")
+    assert result["toy.yaml description"].message == "this key is missing; add it"
+    assert result["toy.yaml description"].value == ""
 
 
 def test_a_known_key_in_the_wrong_place_is_sent_to_its_own(write: Callable[..., Path]) -> None:
-    found = refused(write(GOOD), "meta_period=3", "utterly_unknown.x=3", "designer.stream=1")
-    assert "did you mean value.meta_period?" in found["override meta_period"].message
-    assert "remove it" in found["override utterly_unknown"].message
-    assert found["override designer.stream"].accepted == "the keys kind, hidden"
+    result = refused(write(GOOD), "meta_period=3", "utterly_unknown.x=3", "designer.stream=1")
+    assert "did you mean value.meta_period?" in result["override meta_period"].message
+    assert "remove it" in result["override utterly_unknown"].message
+    assert result["override designer.stream"].accepted == "the keys kind, hidden"
 
 
 def test_a_check_over_several_sections_is_shown_at_the_key_that_it_names(
     write: Callable[..., Path],
 ) -> None:
-    found = refused(write(GOOD), "evaluate.split=nope")
-    problem = found["override evaluate.split"]
+    result = refused(write(GOOD), "evaluate.split=nope")
+    problem = result["override evaluate.split"]
     assert (problem.value, problem.accepted) == ('"nope"', "")
     assert problem.message == "evaluate.split is 'nope'; data has ['test']"
     assert list(refused(write(GOOD), "evaluate.split=odd")) == ["toy.yaml"]
 
 
 def test_a_union_that_lacks_its_kind(write: Callable[..., Path]) -> None:
-    found = refused(write(GOOD.replace("{kind: field}", "{hidden: 3}")))
-    assert found["toy.yaml:12 designer.kind"].message == "this key is missing; add it"
-    assert found["toy.yaml:12 designer.kind"].accepted == "field or onehot"
+    result = refused(write(GOOD.replace("{kind: field}", "{hidden: 3}")))
+    assert result["toy.yaml:12 designer.kind"].message == "this key is missing; add it"
+    assert result["toy.yaml:12 designer.kind"].accepted == "field or onehot"
 
 
 @pytest.mark.parametrize("given", ["", "modality: vison\n", "modality: 3\n"])
 def test_the_modality_is_missing_or_unknown(write: Callable[..., Path], given: str) -> None:
-    found = refused(write(GOOD.replace("modality: toy\n", given)))
-    (problem,) = found.values()
+    result = refused(write(GOOD.replace("modality: toy\n", given)))
+    (problem,) = result.values()
     assert problem.where.endswith("modality")
     assert problem.accepted == "one of toy, vision"
     assert ("did you mean vision?" in problem.message) == ("vison" in given)
@@ -249,11 +249,11 @@ def test_what_is_dumped_loads_to_the_same_recipe(write: Callable[..., Path]) -> 
 def test_a_renamed_key_is_refused_with_its_new_name(write: Callable[..., Path], old: str) -> None:
     """In a file and as an override, and nothing else is said of it."""
     new = RENAMED[old]
-    found = refused(write(GOOD), f"{old}=a", *(["description=b"] if old == "says" else []))
-    assert f"this key is now {new}" in found[f"override {old}"].message
-    assert not any("missing" in problem.message for problem in found.values())
+    result = refused(write(GOOD), f"{old}=a", *(["description=b"] if old == "says" else []))
+    assert f"this key is now {new}" in result[f"override {old}"].message
+    assert not any("missing" in problem.message for problem in result.values())
 
 
 def test_a_renamed_key_of_a_file_is_shown_at_its_line(write: Callable[..., Path]) -> None:
-    found = refused(write(GOOD.replace("description:", "says:")))
-    assert list(found) == ["toy.yaml:2 says"]
+    result = refused(write(GOOD.replace("description:", "says:")))
+    assert list(result) == ["toy.yaml:2 says"]

@@ -84,9 +84,9 @@ def test_extends_that_leads_nowhere(
     write: Callable[..., Path], text: str, where: str, description: str
 ) -> None:
     write("seed: 1\nextends: toy.yaml\n", "other.yaml")
-    found = refused(write(text))
-    assert list(found) == [where]
-    assert description in found[where].message
+    result = refused(write(text))
+    assert list(result) == [where]
+    assert description in result[where].message
 
 
 @pytest.mark.parametrize(
@@ -110,9 +110,9 @@ def test_extends_that_leads_nowhere(
     ],
 )
 def test_a_broken_file(write: Callable[..., Path], text: str, where: str, description: str) -> None:
-    found = refused(write(text), "foo")
-    assert description in found[where].message
-    assert "override foo" in found, "the other problems are told as well"
+    result = refused(write(text), "foo")
+    assert description in result[where].message
+    assert "override foo" in result, "the other problems are told as well"
 
 
 def test_a_file_that_is_not_text_or_not_there(write: Callable[..., Path], tmp_path: Path) -> None:

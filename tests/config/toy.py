@@ -91,6 +91,6 @@ def refused(path: Path | str, *overrides: str) -> dict[str, Problem]:
     with pytest.raises(UserError) as caught:
         load(path, overrides, schemas=SCHEMAS)
     folder = f"{Path(path).parent}/"
-    found = {problem.where.replace(folder, ""): problem for problem in caught.value.problems}
-    assert len(found) == len(caught.value.problems), "one problem, one place"
-    return found
+    result = {problem.where.replace(folder, ""): problem for problem in caught.value.problems}
+    assert len(result) == len(caught.value.problems), "one problem, one place"
+    return result

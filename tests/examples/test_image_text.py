@@ -85,13 +85,13 @@ def test_two_arms_are_compared_by_the_command(site, command, tmp_path, monkeypat
         "--json",
     )
     assert called.code == 0, called.err[-2000:]
-    found = called.document
-    assert found["modality"] == "image-text" and set(found["metrics"]) == {
+    result = called.document
+    assert result["modality"] == "image-text" and set(result["metrics"]) == {
         "test/accuracy",
         "test/nll",
     }
-    assert len({run["stream_digest"] for run in found["runs"]}) == 1
-    nll = {run["arm"]: run["final"]["test/nll"] for run in found["runs"]}
+    assert len({run["stream_digest"] for run in result["runs"]}) == 1
+    nll = {run["arm"]: run["final"]["test/nll"] for run in result["runs"]}
     assert len(set(nll.values())) == 3, "steering does not reach the learner"
 
 
@@ -101,11 +101,11 @@ def test_estimators_agree_on_what_its_controls_are_worth(arm, site):
     against float64.
     """
     recipe = load(HERE / "recipe.yaml", [*FEW, f"arm={arm}"], schemas=SCHEMAS)
-    found = {row["name"]: row for row in doctor(recipe)["estimators"]}
-    assert all(row["supported"] for row in found.values())
+    result = {row["name"]: row for row in doctor(recipe)["estimators"]}
+    assert all(row["supported"] for row in result.values())
     assert (
-        found["forward_mode"]["relative_error"] < 1e-4
-        and found["double_backward"]["relative_error"] < 1e-4
+        result["forward_mode"]["relative_error"] < 1e-4
+        and result["double_backward"]["relative_error"] < 1e-4
     )
 
 
@@ -139,11 +139,11 @@ def assert_explained_by_its_own(run):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("image_text.ImageText", Explained)
-        found = explain(run, documents=2)
+        result = explain(run, documents=2)
     assert (
-        found["documents"] == 2
-        and found["page"] == str(run / "explain.html")
-        and "captions" in found["description"]
+        result["documents"] == 2
+        and result["page"] == str(run / "explain.html")
+        and "captions" in result["description"]
     )
 
 
@@ -189,8 +189,8 @@ def test_the_search_of_the_guide_is_one(site, tmp_path):
     (tmp_path / "search.yaml").write_text(
         block.replace("recipe.yaml", str(HERE / "recipe.yaml")), encoding="utf-8"
     )
-    found = Plan.read(str(tmp_path / "search.yaml"), [])
+    result = Plan.read(str(tmp_path / "search.yaml"), [])
     assert (
-        found.recipe.modality == "image-text"
-        and found.at({"value.alignment": "cosine"}).budget.steps == 100
+        result.recipe.modality == "image-text"
+        and result.at({"value.alignment": "cosine"}).budget.steps == 100
     )

@@ -24,14 +24,14 @@ def test_a_padded_batch_is_the_cores_whatever_side_the_padding_is_on():
         labels = inputs["input_ids"].clone()
         for prompt in (5, 6, 10, 11):
             labels[labels == prompt] = -100
-        found = token_batch(
+        result = token_batch(
             {**inputs, "labels": labels}
         )  # padding has the label 0: the mask alone says what it is
         for name in ("input_ids", "predicted", "position_ids", "document"):
             torch.testing.assert_close(
-                getattr(found, name), getattr(expected, name), msg=f"{name}, padded {side}"
+                getattr(result, name), getattr(expected, name), msg=f"{name}, padded {side}"
             )
-        assert len(found.documents) == 2
+        assert len(result.documents) == 2
 
 
 def test_packed_rows_are_told_apart_by_position():

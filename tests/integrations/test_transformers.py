@@ -51,9 +51,9 @@ def steered(folder, feedback, stream, *, model=None, steering=None, **more):
     )
 
 
-def same(found, expected):
+def same(result, expected):
     """Bit for bit, through dictionaries and lists."""
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    torch.testing.assert_close(result, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,7 @@ def test_a_lora_run_leaves_what_people_open(base, tmp_path, merge):
         "evaluate.answer=null",
         "data.evaluation.test.rows=20",
     )
-    found = train_one(recipe, tmp_path, lambda record, fraction: None)
+    results = train_one(recipe, tmp_path, lambda record, fraction: None)
     folder = tmp_path / "model"
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert (
@@ -178,7 +178,7 @@ def test_a_lora_run_leaves_what_people_open(base, tmp_path, merge):
     )
 
     card = ModelCard.load(folder / "README.md")
-    rows = json.loads(json.dumps(found))
+    rows = json.loads(json.dumps(results))
     assert (
         f"{rows['step0']['test/nll']:.4f}" in card.text
         and f"{rows['final']['test/nll']:.4f}" in card.text

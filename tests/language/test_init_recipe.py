@@ -32,8 +32,8 @@ def rows(first, last):
     ]
 
 
-def write(path, found):
-    path.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
+def write(path, result):
+    path.write_text("".join(json.dumps(row) + "\n" for row in result), encoding="utf-8")
 
 
 @pytest.fixture
@@ -198,13 +198,13 @@ def test_less_memory_gives_smaller_batches_and_then_checkpointing():
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SIZES))
     fixed = 16 * sum(p.numel() for p in model.parameters())
     fits = [fit(model, 512, fixed + spare * 2**20) for spare in (4096, 150, 60, 20)]
-    assert [found.batch_size for found in fits] == sorted(
-        (found.batch_size for found in fits), reverse=True
+    assert [result.batch_size for result in fits] == sorted(
+        (result.batch_size for result in fits), reverse=True
     )
     assert (
         fits[0].batch_size == ROWS_A_STEP and not fits[0].checkpointing and fits[-1].checkpointing
     )
-    assert all(found.batch_size * found.accumulate == ROWS_A_STEP for found in fits)
+    assert all(result.batch_size * result.accumulate == ROWS_A_STEP for result in fits)
     assert fit(model, 512, None).batch_size == ROWS_A_STEP
 
 

@@ -130,8 +130,8 @@ def loaded(name):
 @pytest.mark.parametrize("name", PAPER)
 def test_every_value_is_the_papers(name):
     recipe = loaded(name)
-    found = {key: value_at(recipe, key) for key in PAPER[name]}
-    assert found == PAPER[name]
+    result = {key: value_at(recipe, key) for key in PAPER[name]}
+    assert result == PAPER[name]
 
 
 def test_every_recipe_is_in_the_table():

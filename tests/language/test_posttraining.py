@@ -217,9 +217,9 @@ def test_an_unknown_checker_is_named(materials):
 
 
 def test_without_trl_the_extra_is_named(materials, monkeypatch):
-    found = builtins.__import__
+    result = builtins.__import__
     gone = lambda name, *rest: (  # noqa: E731
-        (_ for _ in ()).throw(ImportError(name)) if name == "trl" else found(name, *rest)
+        (_ for _ in ()).throw(ImportError(name)) if name == "trl" else result(name, *rest)
     )
     monkeypatch.setattr(builtins, "__import__", gone)
     with pytest.raises(UserError, match=r"vpretrain\[posttrain\]"):

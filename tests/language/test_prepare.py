@@ -17,12 +17,12 @@ def name(*overrides):
 
 
 def test_learners_prepared_otherwise_do_not_stand_in_for_each_other():
-    found = name()
+    result = name()
     others = [
         "data.packing=false",
         "data.parse_special_tokens=true",
         "data.shortest_chunk_tokens=9",
         "data.window_tokens=50",
     ]
-    assert len({found, *map(name, others)}) == 1 + len(others)
-    assert name("data.packing=true", "data.parse_special_tokens=false") == found
+    assert len({result, *map(name, others)}) == 1 + len(others)
+    assert name("data.packing=true", "data.parse_special_tokens=false") == result

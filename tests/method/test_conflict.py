@@ -20,7 +20,7 @@ def flat(gradient):
 
 
 def test_cosines_of_hand_made_vectors():
-    found = cosines(
+    result = cosines(
         {
             "x": vector(1, 0, 0),
             "y": vector(1, 1, 0),
@@ -28,7 +28,7 @@ def test_cosines_of_hand_made_vectors():
             "nothing": vector(0, 0, 0),
         }
     )
-    assert found == pytest.approx(
+    assert result == pytest.approx(
         {
             "x~y": math.sqrt(0.5),
             "x~z": -1,
@@ -98,11 +98,11 @@ def test_gradients_of_any_size_that_are_opposite_but_for_rounding(sizes):
 def test_the_projection_is_the_nearest_vector_without_a_conflict():
     """Against a search over the feasible set by brute force."""
     gradients = [vector(1, 1), vector(-1, 0.2), vector(0.3, -1)]
-    found = flat(projected(gradients)[0])
+    result = flat(projected(gradients)[0])
     grid = torch.linspace(-2, 2, 801, dtype=torch.float64)
     points = torch.cartesian_prod(grid, grid)
     feasible = points[
         (points @ torch.stack([flat(g) for g in gradients[1:]]).T >= -1e-9).all(dim=1)
     ]
     nearest = (feasible - flat(gradients[0])).norm(dim=1).min()
-    assert float((found - flat(gradients[0])).norm()) == pytest.approx(float(nearest), abs=0.01)
+    assert float((result - flat(gradients[0])).norm()) == pytest.approx(float(nearest), abs=0.01)

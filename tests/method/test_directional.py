@@ -37,10 +37,10 @@ def test_the_step_that_is_measured_suits_model_and_direction(sharpness, spread):
     direction = {"w": torch.ones(SIZE) if spread else torch.eye(SIZE)[0]}
     exact = double_backward(loss, parameters, direction, [controls])
     measured = CentralDifference()
-    found = measured(loss, parameters, direction, [controls])
-    assert error(found, exact) <= 1e-3 and not measured.uses_fallback
-    assert float(found.value) == pytest.approx(float(exact.value), rel=1e-3)
-    assert error(found, exact) <= 3 * measured.error + 1e-4, "the error that it reports is honest"
+    result = measured(loss, parameters, direction, [controls])
+    assert error(result, exact) <= 1e-3 and not measured.uses_fallback
+    assert float(result.value) == pytest.approx(float(exact.value), rel=1e-3)
+    assert error(result, exact) <= 3 * measured.error + 1e-4, "the error that it reports is honest"
 
 
 def test_one_fixed_step_does_not():
@@ -63,9 +63,9 @@ def test_where_no_step_is_good_enough_another_estimator_takes_over(caplog):
         return (controls * (parameters["w"] + 1e-3 * torch.sin(1e5 * parameters["w"]))).sum()
 
     estimator = CentralDifference()
-    found = estimator(rough, parameters, direction, [controls])
+    result = estimator(rough, parameters, direction, [controls])
     exact = forward_mode(rough, parameters, direction, [controls])
-    assert estimator.uses_fallback and torch.equal(found.gradient[0], exact.gradient[0])
+    assert estimator.uses_fallback and torch.equal(result.gradient[0], exact.gradient[0])
     assert "forward_mode" in caplog.text and estimator.metrics() == {}
     smooth = CentralDifference()
     smooth(loss, parameters, direction, [controls])
@@ -106,8 +106,8 @@ def test_a_step_whose_estimate_overflows_or_drowns_is_never_the_best():
         return (controls * parameters["w"]).sum()
 
     estimator = CentralDifference(None)
-    found = estimator(loss, {"w": torch.ones(2)}, {"w": torch.ones(2)}, [controls])
-    assert found.gradient[0].tolist() == pytest.approx([1, 1], rel=1e-3)
+    result = estimator(loss, {"w": torch.ones(2)}, {"w": torch.ones(2)}, [controls])
+    assert result.gradient[0].tolist() == pytest.approx([1, 1], rel=1e-3)
     assert 2e-5 < estimator.step < 2e-3 and 0 < estimator.error < 1e-3
 
 
@@ -152,9 +152,9 @@ def test_central_difference_where_the_parameters_are_zero():
     def loss(parameters):
         return (control * parameters["b"]).sum() + parameters["b"].square().sum()
 
-    found = central_difference(loss, {"b": torch.zeros(1)}, {"b": torch.tensor([3.0])}, [control])
-    assert float(found.value) == pytest.approx(6.0, rel=1e-5)
-    assert found.gradient[0].tolist() == pytest.approx([3.0], rel=1e-5)
+    result = central_difference(loss, {"b": torch.zeros(1)}, {"b": torch.tensor([3.0])}, [control])
+    assert float(result.value) == pytest.approx(6.0, rel=1e-5)
+    assert result.gradient[0].tolist() == pytest.approx([3.0], rel=1e-5)
 
 
 @pytest.mark.parametrize("useless", [0.0, math.nan])
@@ -182,17 +182,17 @@ def one_sided_along(sharpness, direction):
     given = counted, parameters, direction, [controls], lambda: loss(parameters)
     measured(*given)
     asked.clear()
-    found = measured(*given)
-    return found, measured, double_backward(loss, parameters, direction, [controls]), len(asked)
+    result = measured(*given)
+    return result, measured, double_backward(loss, parameters, direction, [controls]), len(asked)
 
 
 @pytest.mark.parametrize("sharpness", [1.0, 30.0, 300.0])
 def test_one_sided_differences_take_one_pass_and_are_one_percent_off_at_most(sharpness):
-    found, measured, exact, passes = one_sided_along(sharpness, {"w": torch.ones(SIZE)})
+    result, measured, exact, passes = one_sided_along(sharpness, {"w": torch.ones(SIZE)})
     assert passes == 1 and not measured.central
-    assert error(found, exact) <= 1e-2
-    assert float(found.value) == pytest.approx(float(exact.value), rel=1e-2)
-    assert error(found, exact) <= 3 * measured.error + 1e-3, "the error that it reports is honest"
+    assert error(result, exact) <= 1e-2
+    assert float(result.value) == pytest.approx(float(exact.value), rel=1e-2)
+    assert error(result, exact) <= 3 * measured.error + 1e-3, "the error that it reports is honest"
 
 
 def test_where_one_side_is_not_enough_there_are_two():
@@ -204,10 +204,10 @@ def test_where_one_side_is_not_enough_there_are_two():
 
     parameters, direction = {"w": torch.ones(4)}, {"w": torch.ones(4)}
     measured = OneSidedDifference()
-    found = measured(loss, parameters, direction, [controls], lambda: loss(parameters))
+    result = measured(loss, parameters, direction, [controls], lambda: loss(parameters))
     assert measured.central
     exact = double_backward(loss, parameters, direction, [controls])
-    assert error(found, exact) <= 2e-2
+    assert error(result, exact) <= 2e-2
     again = OneSidedDifference()
     again.load_state_dict(measured.state_dict())
     assert again.central and again.step == measured.step

@@ -60,8 +60,8 @@ def test_tasks_are_weighed_batch_by_batch():
 
 def test_a_single_task_is_heard_bit_for_bit():
     batch = torch.randn(5, generator=torch.Generator().manual_seed(0)).tolist()
-    (found,) = MultiTaskFeedback({"only": Said(batch)}, {"only": 0.3}).gradients(None)
-    assert found["w"].tolist() == torch.tensor(batch).tolist()
+    (result,) = MultiTaskFeedback({"only": Said(batch)}, {"only": 0.3}).gradients(None)
+    assert result["w"].tolist() == torch.tensor(batch).tolist()
 
 
 def test_unit_scale_makes_weights_shares_of_the_direction():

@@ -56,8 +56,8 @@ def after(times, **figures):
 )
 def test_each_sign_is_seen_once_the_window_is_full_and_not_before(figures, sign):
     assert after(2, **figures).signs == []
-    (found,) = after(3, **figures).signs
-    assert sign in found
+    (result,) = after(3, **figures).signs
+    assert sign in result
 
 
 def test_a_designer_at_work_shows_no_sign_and_neither_does_one_that_says_nothing_of_itself():

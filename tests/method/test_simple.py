@@ -55,7 +55,9 @@ def test_a_rows_weight_is_worth_the_inner_product_with_its_own_gradient(learner,
     down = {name: torch.randn_like(p) for name, p in learner.aligned.items()}
     value_estimator = ValueEstimator(learner, Alignment("dot"), ESTIMATORS[estimator])
     value_estimator.update([down], None, 0.0)
-    found = value_estimator(learner.forward(BATCH), Weights(torch.ones(5, dtype=dtype))).gradient[0]
+    result = value_estimator(learner.forward(BATCH), Weights(torch.ones(5, dtype=dtype))).gradient[
+        0
+    ]
     learner.model.eval()
     expected = []
     for row in ((learner.model(BATCH[0]) - BATCH[1]).squeeze(1) ** 2 / 5).unbind():
@@ -64,7 +66,7 @@ def test_a_rows_weight_is_worth_the_inner_product_with_its_own_gradient(learner,
             sum(float((u * g).sum()) for u, g in zip(down.values(), gradients, strict=True))
         )
     torch.testing.assert_close(
-        found.double(), torch.tensor(expected, dtype=torch.float64), rtol=2e-3, atol=1e-4
+        result.double(), torch.tensor(expected, dtype=torch.float64), rtol=2e-3, atol=1e-4
     )
 
 
@@ -127,10 +129,10 @@ def test_feedback_touches_neither_gradients_nor_random_numbers(learner):
 
 
 def test_a_score_is_the_mean_of_its_items():
-    found = score(torch.tensor([0.0, 1.0, 1.0, 0.0]), higher_is_better=True)
-    assert (found.value, found.n, found.items) == (0.5, 4, (0.0, 1.0, 1.0, 0.0))
+    result = score(torch.tensor([0.0, 1.0, 1.0, 0.0]), higher_is_better=True)
+    assert (result.value, result.n, result.items) == (0.5, 4, (0.0, 1.0, 1.0, 0.0))
     assert (
-        found.stderr == pytest.approx((1 / 3) ** 0.5 / 2)
+        result.stderr == pytest.approx((1 / 3) ** 0.5 / 2)
         and score(torch.ones(1), higher_is_better=True).stderr == 0
     )
 

@@ -68,15 +68,15 @@ def test_several_batches_make_the_step_of_one_large_one(materials, arm):
     large = ("data.batch_size=4", "value.meta_period=9", "value.settle_steps=0", "budget.steps=1")
     # Closed gate: what a designer makes of values in standard deviations over the batch does depend
     # on the batch.
-    found = []
+    results = []
     for overrides in (small, large):
         recipe = tiny_recipe(f"arm={arm}", *of_every_kind(ARMS, tilt=0), *overrides)
         parts = Language().build(recipe, materials)
         result = train(Run(recipe, parts, step0={}))
-        found.append(
+        results.append(
             (result.spent.tokens, result.history[0], dict(parts.learner.model.named_parameters()))
         )
-    (tokens, record, weights), (tokens_of_one, record_of_one, weights_of_one) = found
+    (tokens, record, weights), (tokens_of_one, record_of_one, weights_of_one) = results
     assert tokens == tokens_of_one
     for key in ("loss", "gradient_norm"):
         assert record[key] == pytest.approx(record_of_one[key], rel=1e-5)

@@ -88,8 +88,8 @@ def test_a_parameter_without_moments_leaves_the_others_preconditioned():
     optimizer = torch.optim.AdamW([used, idle], lr=0.0)
     used.grad = torch.tensor([1.0, 3.0])
     optimizer.step()
-    found = adam_preconditioner(optimizer, {"used": used, "idle": idle}, 0.1)
-    assert found["idle"].tolist() == [1, 1] and found["used"][0] > found["used"][1]
+    result = adam_preconditioner(optimizer, {"used": used, "idle": idle}, 0.1)
+    assert result["idle"].tolist() == [1, 1] and result["used"][0] > result["used"][1]
 
 
 def quantised(moment, block=256):

@@ -87,14 +87,14 @@ def refusal(path):
 def test_a_gguf_file_is_a_model_that_can_be_saved(tmp_path):
     model = tiny().eval()
     path = write(tmp_path / "m.gguf", model)
-    found = load_model(section(path), path, 0).eval()
+    result = load_model(section(path), path, 0).eval()
     ids = torch.arange(20)[None]
     with torch.no_grad():
-        torch.testing.assert_close(found(ids).logits, model(ids).logits)
-        found.save_pretrained(tmp_path / "saved")
+        torch.testing.assert_close(result(ids).logits, model(ids).logits)
+        result.save_pretrained(tmp_path / "saved")
         again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved").eval()
         torch.testing.assert_close(again(ids).logits, model(ids).logits)
-    assert not found.config.tie_word_embeddings
+    assert not result.config.tie_word_embeddings
     assert load_tokenizer(section(path), path)("!")["input_ids"]
     assert loading.load_config(path).hidden_size == 32
 
@@ -106,15 +106,15 @@ def test_a_tied_head_that_is_in_the_file_twice_is_tied(tmp_path):
         model.lm_head.weight.copy_(table)
         table.mul_(1 + 0.02 * torch.randn_like(table))
     path = write(tmp_path / "m.gguf", model)
-    found = load_model(section(path), path, 0)
-    assert found.config.tie_word_embeddings
-    assert found.get_input_embeddings().weight is found.get_output_embeddings().weight
-    assert torch.equal(found.get_input_embeddings().weight, model.lm_head.weight)
+    result = load_model(section(path), path, 0)
+    assert result.config.tie_word_embeddings
+    assert result.get_input_embeddings().weight is result.get_output_embeddings().weight
+    assert torch.equal(result.get_input_embeddings().weight, model.lm_head.weight)
 
 
 def test_an_architecture_that_is_not_supported(tmp_path):
-    found = refusal(write(tmp_path / "m.gguf", tiny(), architecture="wavtokenizer-dec"))
-    assert "wavtokenizer-dec is not supported" in found.message
+    result = refusal(write(tmp_path / "m.gguf", tiny(), architecture="wavtokenizer-dec"))
+    assert "wavtokenizer-dec is not supported" in result.message
 
 
 @pytest.mark.parametrize("fraction", [0.05, 0.7])

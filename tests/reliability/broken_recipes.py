@@ -18,14 +18,14 @@ TINY = {"tiny-language": language_recipe(), "tiny-vision": vision_recipe()}
 
 def bases():
     """Trees of all recipes there are, by name; what they extend is named by its whole path."""
-    found = {name: yaml.safe_load(recipes.dump(recipe)) for name, recipe in TINY.items()}
+    result = {name: yaml.safe_load(recipes.dump(recipe)) for name, recipe in TINY.items()}
     files = [*recipes.packaged().values(), *sorted((REPOSITORY / "recipes").rglob("*.yaml"))]
     for path in files:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
         if (path.parent / str(tree.get("extends"))).is_file():
             tree["extends"] = str(path.parent / tree["extends"])
-        found[path.stem] = tree
-    return found
+        result[path.stem] = tree
+    return result
 
 
 BASES = bases()

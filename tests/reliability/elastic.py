@@ -59,15 +59,15 @@ def started(recipe, folder, processes):
 
 def workers(parent):
     """Process ids of what a process has started and what goes on."""
-    found = []
+    result = []
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
             number, rest = status.parent.name, status.read_text().rpartition(")")[2].split()
         except OSError:
             continue  # it has ended
         if int(rest[1]) == parent and rest[0] != "Z":
-            found.append(int(number))
-    return found
+            result.append(int(number))
+    return result
 
 
 def killed(process, folder, step, rng):

@@ -89,13 +89,13 @@ def started(verb, folder, jobs=1, patch=timed):
 
 def marked(folder):
     """Processes that a command on this folder started."""
-    found = []
+    result = []
     for environ in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):
             pid = int(environ.parent.name)
             if f"{MARK}={folder}".encode() in environ.read_bytes().split(b"\0"):
-                found.append(pid)
-    return found
+                result.append(pid)
+    return result
 
 
 def orphans(folder):

@@ -102,8 +102,8 @@ def comparing(folder, jobs):
 def searched(folder):
     """Every trial that came to an end, by its values; two workers end theirs in any order."""
     trials = sweeps._finished(sweeps._study(folder))
-    found = [[sorted(trial.params.items()), trial.values] for trial in trials]
-    return json.dumps([sorted(found), json.loads((folder / "sweep.json").read_text())["trials"]])
+    result = [[sorted(trial.params.items()), trial.values] for trial in trials]
+    return json.dumps([sorted(result), json.loads((folder / "sweep.json").read_text())["trials"]])
 
 
 def searching(folder, jobs):

@@ -46,13 +46,13 @@ def together(world, function, *arguments):
     for process in processes:
         process.start()
     try:
-        found = {}
+        result = {}
         for _ in processes:
             rank, value, error = results.get(timeout=120)
             assert error is None, f"process {rank} of {world}:\n{error}"
-            found[rank] = value
+            result[rank] = value
     finally:
         for process in processes:
             process.join(timeout=5)
             process.kill()
-    return [found[rank] for rank in range(world)]
+    return [result[rank] for rank in range(world)]

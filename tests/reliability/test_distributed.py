@@ -81,10 +81,10 @@ def ran(recipe, materials, checkpoints=None, resume=None):
     }
 
 
-def apart(found, expected):
+def apart(result, expected):
     """Distance of two vectors over the length of the second."""
-    found, expected = torch.tensor(found), torch.tensor(expected)
-    return float((found - expected).norm() / expected.norm())
+    result, expected = torch.tensor(result), torch.tensor(expected)
+    return float((result - expected).norm() / expected.norm())
 
 
 def assert_one_run(recipe, materials, tolerance=1e-6):
@@ -168,11 +168,11 @@ def lies(recipe, materials):
 
 
 def test_blocks_below_s_are_shared_out_and_nothing_else(words):
-    found = together(2, lies, words_recipe("arm=onehot", "learner.shard=true"), words)[0]
-    assert {name.startswith("transformer.h.0.") for name, sharded in found.items() if sharded} == {
+    result = together(2, lies, words_recipe("arm=onehot", "learner.shard=true"), words)[0]
+    assert {name.startswith("transformer.h.0.") for name, sharded in result.items() if sharded} == {
         True
     }
-    assert all(sharded for name, sharded in found.items() if name.startswith("transformer.h.0."))
+    assert all(sharded for name, sharded in result.items() if name.startswith("transformer.h.0."))
 
 
 @pytest.mark.parametrize(
@@ -267,9 +267,9 @@ def test_a_designer_is_saved_with_what_each_process_remembers(words, tmp_path, m
 
 
 def in_a_process(recipe, folder):
-    found = trained(recipe, folder) or {}
+    result = trained(recipe, folder) or {}
     return {
-        name: (tuple(tensor.shape), tensor.flatten().tolist()) for name, tensor in found.items()
+        name: (tuple(tensor.shape), tensor.flatten().tolist()) for name, tensor in result.items()
     }
 
 
@@ -367,11 +367,11 @@ def found_by(folder):
 
 def test_a_run_folder_that_not_all_see_is_named(tmp_path):
     CheckpointManager(tmp_path / "0").save(3, {"step": 3})
-    found = together(2, found_by, tmp_path)
+    result = together(2, found_by, tmp_path)
     assert (
-        found[0] == 3
-        and "process 1 on" in found[1]
-        and str(tmp_path / "1" / "step-0000003") in found[1]
+        result[0] == 3
+        and "process 1 on" in result[1]
+        and str(tmp_path / "1" / "step-0000003") in result[1]
     )
 
 
@@ -386,9 +386,9 @@ def test_pictures_look_the_same_however_they_are_shared_out(pictures, world):
         stream = _stream(recipe, pictures["dino"], 0, rank=rank, world=world)
         part = next(stream)
         assert part.names == whole.names[rank::world]
-        found = crop(part)
+        result = crop(part)
         for mine, all_of_them in zip(
-            (*found.global_views, *found.local_views),
+            (*result.global_views, *result.local_views),
             (*views.global_views, *views.local_views),
             strict=True,
         ):

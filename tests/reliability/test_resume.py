@@ -107,10 +107,10 @@ def test_batches_that_are_drawn_ahead_are_the_same(modality, words, pictures, tm
     plain, ahead = build(recipe, materials), build(recipe, materials)
     checkpoints = CheckpointManager(tmp_path / "ahead", every=4, keep_last=9)
     expected = train(Run(recipe, plain, step0={}, prefetch=False))
-    found = train(Run(recipe, ahead, step0={}, checkpoints=checkpoints, prefetch=True))
+    result = train(Run(recipe, ahead, step0={}, checkpoints=checkpoints, prefetch=True))
     assert (
-        figures(found.history) == figures(expected.history)
-        and found.stream_digest == expected.stream_digest
+        figures(result.history) == figures(expected.history)
+        and result.stream_digest == expected.stream_digest
     )
     assert weights_hash(ahead) == weights_hash(plain)
     assert next(ahead.stream).digest() == next(plain.stream).digest()

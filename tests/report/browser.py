@@ -58,8 +58,8 @@ class Browser:
 
     def picture(self, path: Path) -> None:
         """A screenshot of the whole page."""
-        found = self._devtools("Page.captureScreenshot", format="png", captureBeyondViewport=True)
-        path.write_bytes(base64.b64decode(found["data"]))
+        result = self._devtools("Page.captureScreenshot", format="png", captureBeyondViewport=True)
+        path.write_bytes(base64.b64decode(result["data"]))
 
     def close(self) -> None:
         """Ends the browser."""
@@ -88,7 +88,7 @@ def started(driver: str, chromium: str, profile: Path) -> Iterator[Browser]:
     assert process.stdout
     try:
         lines = (re.search(r"successfully on port (\d+)", line) for line in process.stdout)
-        port = next(found[1] for found in lines if found)
+        port = next(result[1] for result in lines if result)
         browser = Browser(f"http://127.0.0.1:{port}", chromium, profile)
         try:
             yield browser

@@ -58,7 +58,7 @@ def records(
     draw = random.Random(f"{arm}{seed}")
     stream = random.Random(seed)
     uses_feedback = arm != "onehot"
-    found: list[dict[str, Any]] = []
+    result: list[dict[str, Any]] = []
     tokens, seconds = 0, 2.0
     for step in range(1, steps + 1):
         tokens += 1480 + stream.randrange(20)
@@ -96,8 +96,8 @@ def records(
         if every and step % every == 0:
             for metric, higher in metrics.items():
                 record[metric] = score(metric, higher, gain * done, draw)
-        found.append(record)
-    return found
+        result.append(record)
+    return result
 
 
 def score(metric: str, higher: bool, done: float, draw: random.Random) -> float:
@@ -155,9 +155,9 @@ def comparison(
             (folder / "runs" / f"{stem}.metrics.jsonl").write_text(text, encoding="utf-8")
     write(folder / "runs" / "step0.json", {"unit": unit, "step0": step0, "metrics": meaning})
     summary, paired = paired_table(runs, meaning, arms[0])
-    for found in [found for by_metric in paired.values() for found in by_metric.values()]:
-        found["items"] = {
-            "ci95": [found["difference"] - 0.01, found["difference"] + 0.01],
+    for result in [result for by_metric in paired.values() for result in by_metric.values()]:
+        result["items"] = {
+            "ci95": [result["difference"] - 0.01, result["difference"] + 0.01],
             "p": 0.01,
         }
     pairs, controls = {}, [arm for arm in arms if ROLES.get(arm) == "control"]

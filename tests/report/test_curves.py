@@ -47,17 +47,17 @@ def test_bins_are_means_of_neighbours() -> None:
 
 
 def test_an_evaluated_line_goes_from_step_0_to_the_final_score() -> None:
-    found = evaluated(run([record(1), record(2, m=0.5), record(3)], {"m": 0.2}), "m")
-    assert points(found, "tokens", "m") == [(0, 1.0), (20, 0.5), (40, 0.2)]
-    assert points(found, "seconds", "m") == [(0, 1.0), (4, 0.5), (8, 0.2)]
+    result = evaluated(run([record(1), record(2, m=0.5), record(3)], {"m": 0.2}), "m")
+    assert points(result, "tokens", "m") == [(0, 1.0), (20, 0.5), (40, 0.2)]
+    assert points(result, "seconds", "m") == [(0, 1.0), (4, 0.5), (8, 0.2)]
     assert evaluated(run([record(1), record(2)], {"m": 0.2}), "m") == {}, (
         "two ends alone are no curve"
     )
 
 
 def test_values_that_are_not_finite_are_left_out() -> None:
-    found = logged(run([record(1, m=float("nan")), record(2, m=0.5)], {}), "m")
-    assert list(found) == [2]
+    result = logged(run([record(1, m=float("nan")), record(2, m=0.5)], {}), "m")
+    assert list(result) == [2]
 
 
 def test_means_over_seeds_are_of_steps_that_all_have() -> None:
@@ -78,9 +78,9 @@ def test_crossing_is_between_evaluations_by_a_straight_line() -> None:
 
 def test_tokens_until_the_baselines_score(tmp_path: Path) -> None:
     section = read([comparison(tmp_path / "c")])[0]
-    found = reaches(section, "test/nll")
-    assert not isinstance(found, str)
-    target, arms = found
+    result = reaches(section, "test/nll")
+    assert not isinstance(result, str)
+    target, arms = result
     assert target == section.summaries["onehot"]["test/nll"].mean
     assert arms["closed_form"].fraction is not None and arms["closed_form"].fraction < 0.3
     assert arms["closed_form"].seeds == arms["closed_form"].of == 3
@@ -101,19 +101,19 @@ def test_a_baseline_reaches_its_own_score_where_seeds_end_after_different_steps(
         longer |= {"final": {"test/nll": 0.125}}
         section.runs[number] = replace(each, entry=entry.model_copy(update=longer))
     section.summaries["onehot"]["test/nll"].mean = 0.125
-    found = reaches(section, "test/nll")
-    assert not isinstance(found, str)
-    assert found[1]["onehot"].fraction == pytest.approx(1)
+    result = reaches(section, "test/nll")
+    assert not isinstance(result, str)
+    assert result[1]["onehot"].fraction == pytest.approx(1)
 
 
 def test_cost_leaves_out_the_first_step_which_holds_burn_in() -> None:
     records = [record(1), record(2, seconds_meta=1.0), record(3)]
     records[0]["seconds"] = 100.0
     records[1]["seconds"], records[2]["seconds"] = 102.0, 104.0
-    found = cost([run(records, {})])
-    assert found.first_seconds == 100
-    assert found.rate == pytest.approx(20 / 4)
-    assert found.fractions == {"meta": pytest.approx(0.25)}
+    result = cost([run(records, {})])
+    assert result.first_seconds == 100
+    assert result.rate == pytest.approx(20 / 4)
+    assert result.fractions == {"meta": pytest.approx(0.25)}
     assert cost([run([], {})]).rate is None
     measured = run(records, {})
     assert (
@@ -125,6 +125,6 @@ def test_cost_leaves_out_the_first_step_which_holds_burn_in() -> None:
 
 
 def test_the_front_holds_what_nothing_beats() -> None:
-    found = {"a": (1.0, 5.0), "b": (2.0, 4.0), "c": (1.5, 3.0), "d": (2.0, 3.9)}
-    assert dominating(found, (1, 1)) == ["a", "b"]
-    assert dominating(found, (-1, -1)) == ["a", "c"]
+    result = {"a": (1.0, 5.0), "b": (2.0, 4.0), "c": (1.5, 3.0), "d": (2.0, 3.9)}
+    assert dominating(result, (1, 1)) == ["a", "b"]
+    assert dominating(result, (-1, -1)) == ["a", "c"]

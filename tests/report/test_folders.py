@@ -102,9 +102,9 @@ def test_a_resumed_runs_repeated_step_counts_once(tmp_path: Path) -> None:
     (folder / "metrics.jsonl").write_text(
         "\n".join([*lines[:11], json.dumps(again), *lines[11:]]) + "\n"
     )
-    found = read([folder])[0].runs[0].records
-    assert [record["step"] for record in found] == list(range(1, 61))
-    assert found[10]["loss"] == 7.0
+    result = read([folder])[0].runs[0].records
+    assert [record["step"] for record in result] == list(range(1, 61))
+    assert result[10]["loss"] == 7.0
 
 
 def test_metrics_that_were_lost_leave_the_result_in_the_tables(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_the_same_results_give_the_same_bytes(made: Path) -> None:
 
 
 def test_plots_are_written_as_svg_and_png(made: Path) -> None:
-    found = {path.name for path in (made.parent / "plots").iterdir()}
+    result = {path.name for path in (made.parent / "plots").iterdir()}
     stems = (
         "differences",
         "evaluation-test-nll",
@@ -120,7 +120,7 @@ def test_plots_are_written_as_svg_and_png(made: Path) -> None:
         "throughput",
         "bought",
     )
-    assert found == {f"{stem}.{kind}" for stem in stems for kind in ("svg", "png")}
+    assert result == {f"{stem}.{kind}" for stem in stems for kind in ("svg", "png")}
     for path in (made.parent / "plots").glob("*.png"):
         assert path.read_bytes().startswith(b"\x89PNG")
     for path in (made.parent / "plots").glob("*.svg"):

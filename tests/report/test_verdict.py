@@ -22,9 +22,9 @@ def section(tmp_path: Path) -> Section:
 
 
 def judge(section: Section, **verdicts: tuple[str, float]) -> str:
-    for arm, (found, p) in verdicts.items():
+    for arm, (result, p) in verdicts.items():
         section.paired[arm]["test/nll"] = Paired.model_validate(
-            {"difference": -0.2, "ci95": (-0.3, -0.1), "p_holm": p, "verdict": found}
+            {"difference": -0.2, "ci95": (-0.3, -0.1), "p_holm": p, "verdict": result}
         )
     return said(verdict(section))
 
@@ -100,11 +100,11 @@ def test_step_0_is_named_where_an_arm_falls_behind_it(section: Section) -> None:
     assert against_step0(section) is None
 
 
-def with_scores(section: Section, found: str, p: float = 0.01) -> None:
+def with_scores(section: Section, result: str, p: float = 0.01) -> None:
     for metric, values in {"test/pass@1": (0.61, 0.76), "test/nll": (0.8031, 0.7104)}.items():
         for arm, mean in zip(("onehot", "closed_form"), values, strict=True):
             section.summaries[arm][metric].mean = mean
-        section.paired["closed_form"][metric].verdict = found  # type: ignore[assignment]
+        section.paired["closed_form"][metric].verdict = result  # type: ignore[assignment]
     section.step0["test/pass@1"].value, section.step0["test/nll"].value = 0.52, 0.9512
 
 
@@ -116,8 +116,8 @@ def with_scores(section: Section, found: str, p: float = 0.01) -> None:
         ("undecided", "Whether your examples helped is not decided: "),
     ],
 )
-def test_the_first_sentence_is_what_people_ask(section: Section, found: str, outcome: str) -> None:
-    with_scores(section, found)
+def test_the_first_sentence_is_what_people_ask(section: Section, result: str, outcome: str) -> None:
+    with_scores(section, result)
     assert said(headline(section)).startswith(
         f"{outcome}76% of held-out problems solved, 61% without them, 52% before. "
         "Held-out loss: 0.710 nats per token, 0.803 without them, 0.951 before. "
@@ -162,11 +162,11 @@ LIKE_A_CONTROL = (
     ],
 )
 def test_the_examples_helped_only_where_controls_fall_behind(
-    section: Section, found: str | None, start: str, end: str
+    section: Section, result: str | None, start: str, end: str
 ) -> None:
     with_scores(section, "better")
-    pair = {"difference": -0.1, "ci95": (-0.2, -0.05), "p_holm": 0.01, "verdict": found}
-    pairs = {"test/pass@1": Paired.model_validate(pair)} if found else {}
+    pair = {"difference": -0.1, "ci95": (-0.2, -0.05), "p_holm": 0.01, "verdict": result}
+    pairs = {"test/pass@1": Paired.model_validate(pair)} if result else {}
     section.control_pairs = {"closed_form": {"random_feedback": pairs}}
     text = said(headline(section))
     assert text.startswith(start) and text.endswith(end)

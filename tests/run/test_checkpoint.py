@@ -67,9 +67,9 @@ def test_tied_weights_are_written_once_and_come_back_at_both_places(tmp_path):
         {"embedding": weight, "head": weight, "half": weight[:50], "none": weight[:0]},
         tmp_path / "x",
     )
-    found = load(tmp_path / "x")
-    assert torch.equal(found["embedding"], weight) and torch.equal(found["head"], weight)
-    assert torch.equal(found["half"], weight[:50]) and found["none"].shape == (0,)
+    result = load(tmp_path / "x")
+    assert torch.equal(result["embedding"], weight) and torch.equal(result["head"], weight)
+    assert torch.equal(result["half"], weight[:50]) and result["none"].shape == (0,)
 
 
 def test_what_cannot_be_read_back_is_refused_when_it_is_saved(tmp_path):

@@ -80,5 +80,5 @@ def test_an_environment_that_cannot_be_read_stops_nobody(tmp_path, content):
 
 
 def test_the_environment_says_what_a_figure_was_made_with():
-    found = environment()
-    assert found["versions"]["torch"] and found["cores"] and "command" in found
+    result = environment()
+    assert result["versions"]["torch"] and result["cores"] and "command" in result

@@ -49,12 +49,12 @@ def held(monkeypatch):
     newest, states, seen = CheckpointManager.newest, [], []
 
     def watched(checkpoints):
-        found = newest(checkpoints)
-        if found is None:
+        result = newest(checkpoints)
+        if result is None:
             return None
-        state = Watched(found[1])
+        state = Watched(result[1])
         states.append(weakref.ref(state))
-        return found[0], state
+        return result[0], state
 
     def begins(run):
         if not states:
@@ -104,10 +104,10 @@ def test_a_finished_run_whose_model_is_not_as_it_was_is_finished_again(tmp_path,
     assert "of 2 records 0 can be read" in caplog.text
     assert not (tmp_path / "checkpoints" / ".step-0000009.partial").exists()
     (tmp_path / "model" / "README.md").write_text("My own words.")
-    found = json.loads((tmp_path / "result.json").read_text())
-    assert again() == found
+    results = json.loads((tmp_path / "result.json").read_text())
+    assert again() == results
     assert lines == ["this run is finished; nothing was done"]
-    write_json(tmp_path / "result.json", found | {"run_dir": "where it was before"})
+    write_json(tmp_path / "result.json", results | {"run_dir": "where it was before"})
     assert again()["run_dir"] == str(tmp_path)
     weights.unlink()
     weights.mkdir()

@@ -19,9 +19,9 @@ def test_mcnemar_by_hand():
 def test_one_seed_of_right_and_wrong_uses_mcnemar():
     base = [[0.0] * 10 + [1.0] * 90]
     arm = [[1.0] * 8 + [0.0] * 2 + [1.0] * 88 + [0.0] * 2]
-    found = paired_items(arm, base)
-    assert found.difference == pytest.approx(0.06)
-    assert found.p == pytest.approx(mcnemar(8, 2))
+    result = paired_items(arm, base)
+    assert result.difference == pytest.approx(0.06)
+    assert result.p == pytest.approx(mcnemar(8, 2))
 
 
 def test_coverage_of_the_interval(monkeypatch):

@@ -213,12 +213,12 @@ def test_check_counts_a_part_of_what_is_shared_out(machine):
     machine(
         250_000, 10**12
     )  # 296,832 bytes are too many; 74,496 of them are those of the block below S
-    found = {
+    result = {
         shard: Language().check(language_recipe("arm=onehot", f"learner.shard={shard}")).problems
         for shard in (False, True)
     }
     assert {
-        shard: [problem.where for problem in problems] for shard, problems in found.items()
+        shard: [problem.where for problem in problems] for shard, problems in result.items()
     } == {
         False: ["memory"],
         True: [],

@@ -198,11 +198,11 @@ def test_other_abilities_are_measured_beside_the_split():
     """
     sentences = "data.evaluation.sentences={kind: chatter, rows: 20, seed: 1}"
     recipe = tiny_recipe(sentences, "evaluate.also=[sentences]")
-    found = Language().build(recipe, Language().load(recipe)).evaluate()
-    assert set(found) == {"test/nll", "sentences/nll", "test/pass@1"}
+    result = Language().build(recipe, Language().load(recipe)).evaluate()
+    assert set(result) == {"test/nll", "sentences/nll", "test/pass@1"}
     assert (
-        len(found["sentences/nll"].items) == 20
-        and found["sentences/nll"].value != found["test/nll"].value
+        len(result["sentences/nll"].items) == 20
+        and result["sentences/nll"].value != result["test/nll"].value
     )
     leaking = "data.evaluation.sentences={kind: word_problems, split: feedback, rows: 64}"
     with pytest.raises(UserError, match="the sentences rows"):

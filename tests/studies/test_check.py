@@ -88,5 +88,5 @@ def test_held_out_rows_count_with_their_padding():
 
 def test_a_checkpoint_that_is_not_there_yet_is_not_made(tmp_path, monkeypatch):
     monkeypatch.setenv("VPRETRAIN_CACHE", str(tmp_path))
-    found = examine("demo-language", ["learner.model=null", "data.batch_size=2"])
-    assert found == Examined([]) and not list(tmp_path.rglob("*.safetensors"))
+    result = examine("demo-language", ["learner.model=null", "data.batch_size=2"])
+    assert result == Examined([]) and not list(tmp_path.rglob("*.safetensors"))

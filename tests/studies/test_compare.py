@@ -111,11 +111,11 @@ def test_step_zero_is_always_there(finished):
 
 def test_items_that_do_not_agree_decide_nothing(finished):
     _, table = finished
-    found = table["paired"]["closed_form"]["test/nll"]
-    low, high = found["items"]["ci95"]
-    assert low <= found["difference"] <= high
+    result = table["paired"]["closed_form"]["test/nll"]
+    low, high = result["items"]["ci95"]
+    assert low <= result["difference"] <= high
     if low <= 0 <= high:
-        assert found["verdict"] == "undecided"
+        assert result["verdict"] == "undecided"
 
 
 def test_items_of_another_number_are_refused(finished, tmp_path):

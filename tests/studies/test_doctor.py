@@ -34,17 +34,17 @@ def test_a_small_part_of_the_data_is_read(monkeypatch):
 
 
 def test_estimators_agree_with_double_backward_in_float64():
-    found = doctor(tiny_recipe("arm=token_weights"))["estimators"]
-    assert [row["name"] for row in found] == list(NAMES)
-    assert all(row["cosine"] > 0.999 and row["relative_error"] < 1e-2 for row in found)
+    result = doctor(tiny_recipe("arm=token_weights"))["estimators"]
+    assert [row["name"] for row in result] == list(NAMES)
+    assert all(row["cosine"] > 0.999 and row["relative_error"] < 1e-2 for row in result)
 
 
 def test_dropout_is_no_error_of_the_estimators():
     """The reference is another learner, which would drop out other units."""
     recipe = small_recipe.tiny_recipe("arm=token_weights")
     assert recipe.learner.config["attention_dropout"] > 0
-    found = doctor(recipe)["estimators"]
-    assert all(row["cosine"] > 0.999 and row["relative_error"] < 1e-2 for row in found)
+    result = doctor(recipe)["estimators"]
+    assert all(row["cosine"] > 0.999 and row["relative_error"] < 1e-2 for row in result)
 
 
 @pytest.mark.parametrize("mixes", [True, False])
@@ -67,8 +67,8 @@ def test_the_reference_has_no_float64_copy_of_what_is_below_s(monkeypatch, mixes
     monkeypatch.setattr(Language, "build", built)
     if not mixes:
         monkeypatch.setattr(CausalLearner, "objective", refusing)
-    found = doctor(tiny_recipe("arm=token_weights", "learner.aligned_blocks=1"))["estimators"]
-    assert all(row["cosine"] > 0.999 for row in found)
+    result = doctor(tiny_recipe("arm=token_weights", "learner.aligned_blocks=1"))["estimators"]
+    assert all(row["cosine"] > 0.999 for row in result)
     reference = learners[-1]
     inside = {id(parameter) for parameter in reference.aligned.values()}
     below = {p.dtype for p in reference.model.parameters() if id(p) not in inside}
@@ -78,5 +78,5 @@ def test_the_reference_has_no_float64_copy_of_what_is_below_s(monkeypatch, mixes
 
 def test_what_is_queued_on_the_accelerator_is_waited_for(monkeypatch):
     monkeypatch.setattr(timing, "_synchronize", lambda: time.sleep(0.1))
-    found = doctor(tiny_recipe("arm=token_weights"))["estimators"]
-    assert all(row["seconds"] >= 0.1 for row in found)
+    result = doctor(tiny_recipe("arm=token_weights"))["estimators"]
+    assert all(row["seconds"] >= 0.1 for row in result)

@@ -143,7 +143,7 @@ def test_feedback_that_is_matched_to_sources_is_refused():
 def test_what_probe_returns_and_writes(tmp_path):
     seen = []
     overrides = ["arm=closed_form"]  # ignored
-    found = probe(
+    result = probe(
         tiny_recipe(*overrides),
         draws=6,
         out=tmp_path / "a" / "b",
@@ -151,16 +151,16 @@ def test_what_probe_returns_and_writes(tmp_path):
     )
     folder = tmp_path / "a" / "b"
     assert seen == [(i, 6) for i in range(1, 7)]
-    assert found["draws"] == 6
+    assert result["draws"] == 6
     assert {"sgd_aligned", "sgd_full", "adamw_plain", "adamw_preconditioned"} <= set(
-        found["pearson"]
+        result["pearson"]
     )
-    assert set(found["pearson"]) == set(found["ci95"]) == set(REALISED) and set(
-        found["slope"]
+    assert set(result["pearson"]) == set(result["ci95"]) == set(REALISED) and set(
+        result["slope"]
     ) == set(IN_NATS)
-    assert found["pearson"]["sgd_full"] > 0.9
-    assert 0 <= found["lower_bound"]["share_holding"] <= 1
-    assert json.loads((folder / "probe.json").read_text()) == json.loads(json.dumps(found))
+    assert result["pearson"]["sgd_full"] > 0.9
+    assert 0 <= result["lower_bound"]["share_holding"] <= 1
+    assert json.loads((folder / "probe.json").read_text()) == json.loads(json.dumps(result))
     points = json.loads((folder / "points.json").read_text())
     assert all(
         len(column) == 6 for part in ("predicted", "realised") for column in points[part].values()
@@ -169,7 +169,7 @@ def test_what_probe_returns_and_writes(tmp_path):
     assert (folder / "scatter.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (folder / "scatter.svg").read_text()[:2000]
     again = probe(tiny_recipe(), draws=6, out=tmp_path / "again")
-    assert again["pearson"] == found["pearson"]
+    assert again["pearson"] == result["pearson"]
     assert (tmp_path / "again" / "points.json").read_bytes() == (
         folder / "points.json"
     ).read_bytes()
@@ -188,7 +188,7 @@ def test_the_verb(tmp_path):
     ]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
-    found = json.loads(result.stdout)
-    assert found["draws"] == 4 and "sgd_aligned" in result.stderr
+    results = json.loads(result.stdout)
+    assert results["draws"] == 4 and "sgd_aligned" in result.stderr
     too_few = CliRunner().invoke(app, ["probe", "demo-language", "--draws", "3"])
     assert too_few.exit_code == 2

@@ -91,11 +91,11 @@ def test_the_verb(tmp_path):
     command = ["probe", "demo-language", *TINY, *STEERED, "--along", "2", "--draws", "4"]
     result = CliRunner().invoke(app, [*command, "--out", str(tmp_path), "--json"])
     assert result.exit_code == 0, result.output
-    found = json.loads(result.stdout)
-    assert found == json.loads((tmp_path / "probe.json").read_text())
-    assert (found["arm"], found["points"], found["draws"]) == ("closed_form", 2, 4)
-    assert [point["step"] for point in found["along"]] == [2, 4]
-    for figures in (found, *found["along"]):
+    results = json.loads(result.stdout)
+    assert results == json.loads((tmp_path / "probe.json").read_text())
+    assert (results["arm"], results["points"], results["draws"]) == ("closed_form", 2, 4)
+    assert [point["step"] for point in results["along"]] == [2, 4]
+    for figures in (results, *results["along"]):
         assert set(figures["pearson"]) == {"sgd_aligned", "sgd_full"}
         assert all(-1 <= r <= 1 for r in figures["pearson"].values())
     assert len(json.loads((tmp_path / "points.json").read_text())) == 8

@@ -98,11 +98,11 @@ def columns(bench, draws):
 
 
 def test_predictions_in_nats_are_the_drop_where_the_loss_is_linear():
-    found = columns(toy_bench(), 8)
+    result = columns(toy_bench(), 8)
     for name in ("sgd_aligned", "sgd_full", "adamw_update"):
-        assert found[name][0] == pytest.approx(found[name][1], rel=1e-6, abs=1e-10)
-    assert found["sgd_lower_bound"][0] == pytest.approx(found["sgd_aligned"][0])  # L = 0
-    assert found["sgd_aligned"][0] != pytest.approx(found["sgd_full"][0], rel=1e-2)
+        assert result[name][0] == pytest.approx(result[name][1], rel=1e-6, abs=1e-10)
+    assert result["sgd_lower_bound"][0] == pytest.approx(result["sgd_aligned"][0])  # L = 0
+    assert result["sgd_aligned"][0] != pytest.approx(result["sgd_full"][0], rel=1e-2)
 
 
 def test_sgd_misses_the_curvature_and_the_lower_bound_allows_for_it():
@@ -118,11 +118,11 @@ def test_sgd_misses_the_curvature_and_the_lower_bound_allows_for_it():
     )
     length = sum(float(bench.rate * c.norm()) for c in pilots) / 8
     assert length == pytest.approx(1e-3 * bench.size)
-    found = columns(bench, 12)
+    result = columns(bench, 12)
     for index in range(12):
         c, eta = next(stream).vector[:6], bench.rate
         linear, bound, drop = (
-            found[n][k][index]
+            result[n][k][index]
             for n, k in (("sgd_aligned", 0), ("sgd_lower_bound", 0), ("sgd_aligned", 1))
         )
         assert linear - drop == pytest.approx(float(eta**2 / 2 * c @ on_s @ c), rel=1e-5)
@@ -182,8 +182,8 @@ def test_the_optimizer_aware_value_predicts_adamw_where_scales_differ():
     parts = Parts(
         toy, BaselineDesigner(), toy, unequal(), dict, toy.held_out_loss, lambda path: None
     )
-    found = columns(Bench(tiny_recipe("value.preconditioner_floor=1e-6"), parts), 60)
-    r = {name: pearson(*pair)[0] for name, pair in found.items()}
+    result = columns(Bench(tiny_recipe("value.preconditioner_floor=1e-6"), parts), 60)
+    r = {name: pearson(*pair)[0] for name, pair in result.items()}
     assert r["adamw_update"] > 0.9999
     assert r["adamw_preconditioned_full"] > 0.95
     assert r["adamw_preconditioned_full"] > r["adamw_preconditioned"] + 0.05  # S is 6 of 16

@@ -17,14 +17,14 @@ from vpretrain.system.errors import UserError
 def test_arms_are_measured_side_by_side(forked):
     # Steering is measured also where a run begins with plain steps.
     recipe = tiny_recipe("value.meta_period=2", "value.settle_steps=0", "value.start_step=100")
-    found = profile(recipe, arms=["onehot", "closed_form"], rounds=2, warm_up=1)
-    assert list(found["arms"]) == ["onehot", "closed_form"] and found["unit"] == "tokens"
-    for arm, row in found["arms"].items():
+    result = profile(recipe, arms=["onehot", "closed_form"], rounds=2, warm_up=1)
+    assert list(result["arms"]) == ["onehot", "closed_form"] and result["unit"] == "tokens"
+    for arm, row in result["arms"].items():
         assert row["tokens_per_second"] > 0 and row["peak_bytes"] > 0 and row["flops"] > 0
-        assert set(found["shares"][arm]) == {*PARTS, "rest"}
-        assert sum(found["shares"][arm].values()) == pytest.approx(1)
-    assert found["shares"]["onehot"]["meta"] == 0 < found["shares"]["closed_form"]["meta"]
-    assert found["ratios"]["flops"]["closed_form"] > 1 and set(found["ratios"]["throughput"]) == {
+        assert set(result["shares"][arm]) == {*PARTS, "rest"}
+        assert sum(result["shares"][arm].values()) == pytest.approx(1)
+    assert result["shares"]["onehot"]["meta"] == 0 < result["shares"]["closed_form"]["meta"]
+    assert result["ratios"]["flops"]["closed_form"] > 1 and set(result["ratios"]["throughput"]) == {
         "closed_form"
     }
 

@@ -22,27 +22,27 @@ def test_paired_t_by_hand() -> None:
     # Differences 1, 2, 3: mean 2, std 1, standard error 1/sqrt(3); t(2) at 97.5% is 4.302653 (any
     # table); t = 2 sqrt(3) on 2 degrees of freedom has p = 1 - t / sqrt(t^2 + 2) = 1 - sqrt(12 /
     # 14).
-    found = paired_difference([11.0, 22.0, 33.0], [10.0, 20.0, 30.0])
-    assert found.difference == 2.0
-    assert found.ci95 == pytest.approx(
+    result = paired_difference([11.0, 22.0, 33.0], [10.0, 20.0, 30.0])
+    assert result.difference == 2.0
+    assert result.ci95 == pytest.approx(
         (2 - 4.302653 / math.sqrt(3), 2 + 4.302653 / math.sqrt(3)), rel=1e-6
     )
-    assert found.p == pytest.approx(1 - math.sqrt(12 / 14), rel=1e-12)
+    assert result.p == pytest.approx(1 - math.sqrt(12 / 14), rel=1e-12)
     mirrored = paired_difference([10.0, 20.0, 30.0], [11.0, 22.0, 33.0])
     assert mirrored.difference == -2.0
-    assert mirrored.p == found.p
+    assert mirrored.p == result.p
 
 
 def test_one_pair_has_no_interval() -> None:
-    found = paired_difference([3.0], [1.0])
-    assert (found.difference, found.ci95, found.p) == (2.0, None, None)
-    assert verdict(found.difference, found.ci95, found.p, higher_is_better=True) == "undecided"
+    result = paired_difference([3.0], [1.0])
+    assert (result.difference, result.ci95, result.p) == (2.0, None, None)
+    assert verdict(result.difference, result.ci95, result.p, higher_is_better=True) == "undecided"
 
 
 def test_equal_arms_are_undecided() -> None:
-    found = paired_difference([0.1, 0.2, 0.7], [0.1, 0.2, 0.7])
-    assert (found.difference, found.ci95, found.p) == (0.0, (0.0, 0.0), 1.0)
-    assert verdict(found.difference, found.ci95, found.p, higher_is_better=True) == "undecided"
+    result = paired_difference([0.1, 0.2, 0.7], [0.1, 0.2, 0.7])
+    assert (result.difference, result.ci95, result.p) == (0.0, (0.0, 0.0), 1.0)
+    assert verdict(result.difference, result.ci95, result.p, higher_is_better=True) == "undecided"
 
 
 def test_a_difference_without_spread_counts_by_its_sign_alone() -> None:
@@ -50,13 +50,13 @@ def test_a_difference_without_spread_counts_by_its_sign_alone() -> None:
     baseline = [0.3, 0.7, 1.1, 1.3, 1.9, 2.3]
     arm = [value + 0.1 for value in baseline]
     for n in (2, 3, 5):
-        found = paired_difference(arm[:n], baseline[:n])
-        assert found.difference == pytest.approx(0.1)
-        assert (found.ci95, found.p) == (None, 2.0 ** (1 - n))
-    found = paired_difference(arm, baseline)
-    assert found.p == 2.0**-5
-    assert found.ci95 == pytest.approx((0.1, 0.1))
-    assert verdict(found.difference, found.ci95, found.p, higher_is_better=True) == "better"
+        result = paired_difference(arm[:n], baseline[:n])
+        assert result.difference == pytest.approx(0.1)
+        assert (result.ci95, result.p) == (None, 2.0 ** (1 - n))
+    result = paired_difference(arm, baseline)
+    assert result.p == 2.0**-5
+    assert result.ci95 == pytest.approx((0.1, 0.1))
+    assert verdict(result.difference, result.ci95, result.p, higher_is_better=True) == "better"
 
 
 def test_pairs_must_match() -> None:
@@ -139,21 +139,21 @@ def test_a_planted_null_is_seldom_called_anything() -> None:
             simulated(random, effects), {"nll": {"higher_is_better": False}}, "onehot"
         )
         verdicts.append({row["nll"]["verdict"] for row in paired.values()})
-    assert sum("better" in found for found in verdicts[:200]) <= 10
-    called = sum(found != {"undecided"} for found in verdicts) / len(verdicts)
+    assert sum("better" in result for result in verdicts[:200]) <= 10
+    called = sum(result != {"undecided"} for result in verdicts) / len(verdicts)
     assert called <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / len(verdicts))
 
 
 def test_a_planted_effect_is_found_on_the_right_side() -> None:
     random = np.random.default_rng(1)
     effects = {"onehot": 0.0, "good": -8.0, "bad": 8.0, "null": 0.0}
-    found = []
+    result = []
     for _ in range(50):
         _, paired = paired_table(
             simulated(random, effects), {"nll": {"higher_is_better": False}}, "onehot"
         )
-        found.append(tuple(paired[arm]["nll"]["verdict"] for arm in ("good", "bad")))
-    assert found.count(("better", "worse")) >= 48
+        result.append(tuple(paired[arm]["nll"]["verdict"] for arm in ("good", "bad")))
+    assert result.count(("better", "worse")) >= 48
 
 
 def test_the_table_has_the_shape_of_compare_json() -> None:

@@ -77,22 +77,22 @@ def test_a_budget_that_no_trial_would_have_is_no_key(here):
 
 
 def test_the_best_trial_is_a_recipe_with_its_values_and_its_own_budget(here):
-    found = sweeps.sweep(plan(), trials=3, out=here / "out")
-    assert found == json.loads((here / "out" / "sweep.json").read_text()) and found["trials"] == 3
+    result = sweeps.sweep(plan(), trials=3, out=here / "out")
+    assert result == json.loads((here / "out" / "sweep.json").read_text()) and result["trials"] == 3
     best = load(here / "out" / "best.yaml", schemas=SCHEMAS)
-    assert best.learner.learning_rate == found["best"]["parameters"]["learner.learning_rate"]
-    assert best.designer.tilt == found["best"]["parameters"]["designer.tilt"]
+    assert best.learner.learning_rate == result["best"]["parameters"]["learner.learning_rate"]
+    assert best.designer.tilt == result["best"]["parameters"]["designer.tilt"]
     assert best.budget.steps == 3  # a trial had 2
     scores = [trial.value for trial in sweeps._study(here / "out").get_trials()]
-    assert found["best"]["values"]["dev/nll"] == min(scores) and found["front"] == []
+    assert result["best"]["values"]["dev/nll"] == min(scores) and result["front"] == []
     assert 1e-4 <= best.learner.learning_rate <= 1e-1 and best.value.meta_period in (1, 2, 3)
     assert load(here / "out" / "recipe.yaml", schemas=Swept()).sweep == plan().sweep
 
 
 def test_trials_may_have_a_budget_in_flops(here):
     space = SPACE.replace("budget: {steps: 2}", "budget: {flops: 5.0e+7}")
-    found = sweeps.sweep(plan(space), trials=2, out=here / "out")
-    assert (found["trials"], found["failed"]) == (2, 0)
+    result = sweeps.sweep(plan(space), trials=2, out=here / "out")
+    assert (result["trials"], result["failed"]) == (2, 0)
 
 
 def test_a_search_that_was_stopped_finds_what_it_would_have_found(here, monkeypatch):
@@ -109,13 +109,13 @@ def test_a_search_that_was_stopped_finds_what_it_would_have_found(here, monkeypa
     monkeypatch.setattr(sweeps, "train", once_killed)
     with pytest.raises(KeyboardInterrupt):
         sweeps.sweep(plan(), trials=4, out=here / "stopped")
-    found = sweeps.sweep(plan(), trials=4, out=here / "stopped")
-    assert found["trials"] == 4 and found["failed"] == 0
+    result = sweeps.sweep(plan(), trials=4, out=here / "stopped")
+    assert result["trials"] == 4 and result["failed"] == 0
     assert parameters(here / "stopped") == parameters(here / "whole")
     calls.clear()
     calls.extend([1, 1])
     assert (
-        sweeps.sweep(plan(), trials=4, out=here / "stopped") == found and len(calls) == 2
+        sweeps.sweep(plan(), trials=4, out=here / "stopped") == result and len(calls) == 2
     )  # nothing was run
 
 
@@ -140,12 +140,12 @@ def test_combinations_of_lists_are_tried_once_each_also_after_a_kill(here, monke
     monkeypatch.setattr(sweeps, "train", once_killed)
     with pytest.raises(KeyboardInterrupt):
         sweeps.sweep(plan(space), trials=20, out=here / "out")
-    found = sweeps.sweep(plan(space), trials=20, out=here / "out")
+    result = sweeps.sweep(plan(space), trials=20, out=here / "out")
     tried = [
         (json.loads(each["learner.learning_rate"]), json.loads(each["value.meta_period"]))
         for each in parameters(here / "out")
     ]
-    assert found["trials"] == 4 and killed
+    assert result["trials"] == 4 and killed
     assert sorted(tried) == [(rate, period) for rate in rates for period in periods]
 
 
@@ -160,9 +160,9 @@ def test_combinations_of_lists_are_tried_once_each_also_after_a_kill(here, monke
 def test_a_step_is_kept_to(space, allowed):
     """Between whole ends too, where Optuna's integers would round it, down to a step of 0."""
     study, space = sweeps.optuna.create_study(), Range(**yaml.safe_load(space))
-    found = {sweeps._suggest(study.ask(), "designer.tilt", space) for _ in range(40)}
-    assert found <= allowed and len(found) > 1
-    assert isinstance(found.pop(), int) == isinstance(space.step, int)
+    result = {sweeps._suggest(study.ask(), "designer.tilt", space) for _ in range(40)}
+    assert result <= allowed and len(result) > 1
+    assert isinstance(result.pop(), int) == isinstance(space.step, int)
 
 
 def test_kinds_of_designers_can_be_searched(here):
@@ -195,8 +195,8 @@ def test_a_trial_that_memory_is_too_small_for_has_failed_and_the_others_run(
         return ours(run)
 
     monkeypatch.setattr(sweeps, "train", once_too_large)
-    found = sweeps.sweep(plan(), trials=2, out=here / "out")
-    assert (found["trials"], found["failed"]) == (2, 1)
+    result = sweeps.sweep(plan(), trials=2, out=here / "out")
+    assert (result["trials"], result["failed"]) == (2, 1)
     failed = sweeps._study(here / "out").get_trials()[0]
     assert failed.user_attrs["failed"].startswith(reason)
 
@@ -225,27 +225,27 @@ def test_data_that_changed_under_a_search_are_refused_and_named_where_they_are_a
     (out / "environment.json").write_text(json.dumps(environment))
     with pytest.raises(UserError, match=f"(?s)data of stream/problems.*{mine[:16]}.*{'0' * 16}"):
         sweeps.sweep(plan(), trials=1, out=out)
-    found = sweeps.sweep(plan(), trials=1, out=out, accept_changes=True)
+    result = sweeps.sweep(plan(), trials=1, out=out, accept_changes=True)
     change = {"what": "data of stream/problems", "before": "0" * 16, "now": mine[:16]}
-    assert found["changes"] == [change]
+    assert result["changes"] == [change]
 
 
 def test_several_objectives_leave_a_front(here):
-    found = sweeps.sweep(
+    result = sweeps.sweep(
         plan(SPACE.replace("[dev/nll]", "[dev/nll, test/nll]"), "evaluate.every=0"),
         trials=3,
         out=here / "out",
     )
     assert (here / "out" / "front.png").read_bytes().startswith(b"\x89PNG")
     every = [trial.values for trial in sweeps._study(here / "out").get_trials()]
-    front = [tuple(entry["values"].values()) for entry in found["front"]]
-    assert front and found["best"]["number"] == found["front"][0]["number"]
+    front = [tuple(entry["values"].values()) for entry in result["front"]]
+    assert front and result["best"]["number"] == result["front"][0]["number"]
     for ours in front:
         assert not any(
             all(a <= b for a, b in zip(other, ours, strict=True)) and tuple(other) != ours
             for other in every
         )
-    for entry in found["front"]:
+    for entry in result["front"]:
         assert (
             load(entry["recipe"], schemas=SCHEMAS).designer.tilt
             == entry["parameters"]["designer.tilt"]
@@ -269,8 +269,8 @@ def test_hopeless_trials_are_pruned(here):
                 "value.meta_period": 2,
             }
         )
-    found = sweeps.sweep(searched, trials=6, out=out)
-    assert found["pruned"] >= 1 and found["best"]["parameters"]["learner.learning_rate"] == 1e-3
+    result = sweeps.sweep(searched, trials=6, out=out)
+    assert result["pruned"] >= 1 and result["best"]["parameters"]["learner.learning_rate"] == 1e-3
 
 
 @pytest.mark.parametrize(
@@ -351,12 +351,12 @@ def test_several_processes_share_a_study_and_a_killed_command_goes_on(here):
 
 def test_the_papers_search_holds_together():
     """Every end of every range makes a recipe; the pictures are not read for that."""
-    found = sweeps.Plan.read(str(REPOSITORY / "examples" / "sweeps" / "vision-paper.yaml"), [])
-    assert found.recipe.evaluate.split == "dev" and set(found.sweep.objectives) == {
+    result = sweeps.Plan.read(str(REPOSITORY / "examples" / "sweeps" / "vision-paper.yaml"), [])
+    assert result.recipe.evaluate.split == "dev" and set(result.sweep.objectives) == {
         "dev/miou",
         "dev/depth_rmse",
     }
-    at = found.at({"data.feedback.tasks": {"segmentation": 4, "depth": 1}, "value.meta_period": 2})
+    at = result.at({"data.feedback.tasks": {"segmentation": 4, "depth": 1}, "value.meta_period": 2})
     assert at.data.feedback.tasks == {"segmentation": 4, "depth": 1} and at.budget.steps == 2000
     for part, probed, scored in zip(
         at.data.feedback.sets, at.data.evaluation["train"], at.data.evaluation["dev"], strict=True
@@ -365,9 +365,9 @@ def test_the_papers_search_holds_together():
             assert (used.kind, used.split) == (scored.kind, scored.split)
             assert used.count is not None and used.skip + used.count <= scored.skip
         assert part.train + part.meta <= part.pictures.count
-    assert "designer.meta_images" not in found.sweep.keys, "it is cut off at the meta batch"
-    for size in found.sweep.keys["data.meta_batch_size"]:
-        assert found.at({"data.meta_batch_size": size}).data.meta_batch_size == size
+    assert "designer.meta_images" not in result.sweep.keys, "it is cut off at the meta batch"
+    for size in result.sweep.keys["data.meta_batch_size"]:
+        assert result.at({"data.meta_batch_size": size}).data.meta_batch_size == size
 
 
 def test_a_search_whose_files_are_damaged_is_named(here):

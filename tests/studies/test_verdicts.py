@@ -40,8 +40,8 @@ def table(out, items=None, arms=ARMS):
 
 
 def test_a_control_is_worse_only_where_the_held_out_items_bear_it_out(tmp_path):
-    found = table(tmp_path)
-    pair = found["control_pairs"]["token_weights"]["random_feedback"]["test/nll"]
+    result = table(tmp_path)
+    pair = result["control_pairs"]["token_weights"]["random_feedback"]["test/nll"]
     assert pair["verdict"] == "worse" and pair["items"]["ci95"][0] > 0
     pair = table(tmp_path, items=[-9, 9, -9, 9, -9, 9])["control_pairs"]["token_weights"][
         "random_feedback"

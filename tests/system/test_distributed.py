@@ -44,9 +44,9 @@ def test_a_gradient_that_only_one_process_has_counts(monkeypatch):
 
 def wrote(path):
     def make():
-        found = path.read_text() if path.exists() else ""
-        path.write_text(found + str(distributed.world()))
-        return found
+        result = path.read_text() if path.exists() else ""
+        path.write_text(result + str(distributed.world()))
+        return result
 
     return distributed.in_turn(make)
 

@@ -70,8 +70,8 @@ def test_files_of_every_kind_are_read_from_memory_and_from_the_web(
         assert read(f"memory://place/{name}") == ROWS, name
         assert read(f"{address}/{name}") == ROWS, name
     assert read(f"{address}/a.jsonl?download=true") == ROWS
-    found = files(Remote("memory://place/*.jsonl*"), WHERE)
-    assert [place.name for place in found] == ["a.jsonl", "b.jsonl.gz", "c.jsonl.zst"]
+    result = files(Remote("memory://place/*.jsonl*"), WHERE)
+    assert [place.name for place in result] == ["a.jsonl", "b.jsonl.gz", "c.jsonl.zst"]
 
 
 def test_what_is_wrong_with_a_url_is_said(served: tuple[Path, str]) -> None:
@@ -118,8 +118,8 @@ def test_ranges_in_braces_are_the_names_that_they_stand_for() -> None:
 def test_braces_name_files_of_several_endings(tmp_path: Path) -> None:
     for name in ("b.md", "a.txt", "c.pdf"):
         (tmp_path / name).touch()
-    found = files(tmp_path / "*.{md,txt}", WHERE)
-    assert [place.name for place in found] == ["b.md", "a.txt"]
+    result = files(tmp_path / "*.{md,txt}", WHERE)
+    assert [place.name for place in result] == ["b.md", "a.txt"]
     with pytest.raises(UserError, match="no file matches"):
         files(tmp_path / "*.{md,csv}", WHERE)
     (tmp_path / "{a,b}.txt").touch()
@@ -133,15 +133,15 @@ def test_patterns_leave_hidden_files_out_as_a_shell_does(tmp_path: Path) -> None
         with fsspec.open(f"memory://hidden/{name}", "wb") as file:
             file.write(b"{}")
 
-    def found(pattern: str) -> list[str]:
+    def result(pattern: str) -> list[str]:
         url = files(Remote(f"memory://hidden/{pattern}"), WHERE)
         paths = [str(place)[len(str(tmp_path)) + 1 :] for place in files(tmp_path / pattern, WHERE)]
         assert [str(place).partition("hidden/")[2] for place in url] == paths
         return paths
 
-    assert found("*.jsonl") == found("**/*.jsonl") == ["a.jsonl"]
-    assert found(".*.jsonl") == ["._a.jsonl"]
-    assert found(".ipynb*/*") == [".ipynb_checkpoints/a-checkpoint.jsonl"]
-    assert found("b/.c/*") == ["b/.c/d.jsonl"]
+    assert result("*.jsonl") == result("**/*.jsonl") == ["a.jsonl"]
+    assert result(".*.jsonl") == ["._a.jsonl"]
+    assert result(".ipynb*/*") == [".ipynb_checkpoints/a-checkpoint.jsonl"]
+    assert result("b/.c/*") == ["b/.c/d.jsonl"]
     hidden = tmp_path / "b" / ".c"  # a folder that is named is no match
     assert files(hidden / "*.jsonl", WHERE) == [hidden / "d.jsonl"]

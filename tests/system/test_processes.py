@@ -37,12 +37,12 @@ class Squares:
 def test_every_call_is_answered_and_heard_of(jobs: int) -> None:
     told: list[Any] = []
     calls = [(n,) for n in range(5)]
-    found = list(in_processes(Squares, calls, jobs, lambda call, said: told.append((call, said))))
-    assert sorted(square for square, _, _ in found) == [0, 1, 4, 9, 16]
+    result = list(in_processes(Squares, calls, jobs, lambda call, said: told.append((call, said))))
+    assert sorted(square for square, _, _ in result) == [0, 1, 4, 9, 16]
     assert sorted(told) == [((n,), f"squaring {n}") for n in range(5)]
-    processes = {process for _, _, process in found}
+    processes = {process for _, _, process in result}
     assert (processes == {os.getpid()}) == (jobs == 1)
-    assert max(calls for _, calls, _ in found) >= 2  # made once, called several times
+    assert max(calls for _, calls, _ in result) >= 2  # made once, called several times
 
 
 @pytest.mark.parametrize("jobs", [1, 2])

@@ -74,8 +74,8 @@ def test_pooled_feature_is_cls_or_the_mean_of_patches() -> None:
             Backbone(model).features(images(32, 32)).pooled,
             model(images(32, 32)).last_hidden_state[:, 0],
         )
-        found = Backbone(tiny("ijepa").eval()).features(images(32, 32))
-        assert torch.allclose(found.pooled, found.patches.mean(dim=(2, 3)))
+        result = Backbone(tiny("ijepa").eval()).features(images(32, 32))
+        assert torch.allclose(result.pooled, result.patches.mean(dim=(2, 3)))
 
 
 def test_features_of_several_blocks_end_with_the_last_one() -> None:

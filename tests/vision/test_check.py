@@ -25,21 +25,21 @@ def test_check_finds_nothing_wrong_where_nothing_is():
 
 
 def test_check_names_every_problem_at_once():
-    found = problems(
+    result = problems(
         "arm=patch_weights",
         "learner.crops.local_size=15",
         "data.feedback.sets.0.train=300",
         "evaluate.neighbours=90",
     )
-    assert set(found) == {"arm", "learner.crops.local_size", "data.feedback.sets.0.train"}
-    found = problems(
+    assert set(result) == {"arm", "learner.crops.local_size", "data.feedback.sets.0.train"}
+    result = problems(
         "evaluate.neighbours=90",
         "data.feedback.batch_size=20",
         "arm=ascent",
         "designer.keep_ratio=1",
     )
-    assert set(found) == {"evaluate.neighbours", "data.feedback.batch_size", "designer.keep_ratio"}
-    found = problems(
+    assert set(result) == {"evaluate.neighbours", "data.feedback.batch_size", "designer.keep_ratio"}
+    result = problems(
         "evaluate.blocks=7",
         "data.feedback.head.blocks=3",
         "designers.closed_form.candidates=99",
@@ -47,15 +47,15 @@ def test_check_names_every_problem_at_once():
         "data.image_size=28",
     )
     assert {"evaluate.blocks", "data.feedback.head.blocks"}.isdisjoint(
-        found
-    ) and "data.evaluation.test.0.size" in found
-    found = problems(
+        result
+    ) and "data.evaluation.test.0.size" in result
+    result = problems(
         "evaluate.blocks=7",
         "data.feedback.head.blocks=3",
         "designers.closed_form.candidates=99",
         "arm=closed_form",
     )
-    assert set(found) == {"evaluate.blocks", "data.feedback.head.blocks", "designer.candidates"}
+    assert set(result) == {"evaluate.blocks", "data.feedback.head.blocks", "designer.candidates"}
 
 
 @pytest.mark.parametrize(
@@ -76,9 +76,9 @@ def test_check_names_every_problem_at_once():
     ],
 )
 def test_check_refuses(override, where, description):
-    found = check("demo-vision", [*SMALL, *SCENES, override])
-    shown = "\n".join(str(problem) for problem in found)
-    assert found and where in shown and description in shown
+    result = check("demo-vision", [*SMALL, *SCENES, override])
+    shown = "\n".join(str(problem) for problem in result)
+    assert result and where in shown and description in shown
 
 
 def test_learned_masks_need_two_global_views():

@@ -87,12 +87,12 @@ def test_the_packaged_learner_has_not_collapsed(bed):
 @pytest.mark.slow
 def test_direct_is_clearly_above_plain():
     """The reference that the method forbids has to be seen in mIoU, or nothing else could be."""
-    found = {}
+    results = {}
     for arm in ("plain", "direct"):
         recipe = recipes.load(
             "demo-vision", [f"arm={arm}", "evaluate.probes=[segmentation]"], schemas=SCHEMAS
         )
         result = train(Run(recipe, Vision().build(recipe, Vision().load(recipe))))
-        found[arm] = result.final["test/miou"].value
-    assert found["plain"] > result.step0["test/miou"].value
-    assert found["direct"] > found["plain"] + 0.02
+        results[arm] = result.final["test/miou"].value
+    assert results["plain"] > result.step0["test/miou"].value
+    assert results["direct"] > results["plain"] + 0.02

@@ -259,9 +259,9 @@ def test_compare_writes_the_table(tmp_path):
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_doctor_finds_every_estimator_right(kind):
-    found = doctor(tiny_recipe(kind=kind))
-    assert [row["name"] for row in found["estimators"]] == list(NAMES)
-    assert all(row["supported"] and row["cosine"] > 0.999 for row in found["estimators"])
+    result = doctor(tiny_recipe(kind=kind))
+    assert [row["name"] for row in result["estimators"]] == list(NAMES)
+    assert all(row["supported"] and row["cosine"] > 0.999 for row in result["estimators"])
 
 
 def test_the_demo_shows_the_baseline_first():

@@ -18,5 +18,5 @@ def test_what_the_page_says_of_recipes_loads(tmp_path):
     assert recipe.arm == "view_weights" and recipe.data.feedback.sets[0].pictures.classes == 11
     said = yaml.safe_load(retrieval)["evaluate"]["retrieval"]["oxford"]
     asked = "evaluate.retrieval.oxford=" + yaml.safe_dump(said, default_flow_style=True).strip()
-    found = recipes.load(tmp_path / "mine.yaml", [asked], schemas=SCHEMAS)
-    assert found.evaluate.retrieval["oxford"].size == (224, 224)
+    result = recipes.load(tmp_path / "mine.yaml", [asked], schemas=SCHEMAS)
+    assert result.evaluate.retrieval["oxford"].size == (224, 224)

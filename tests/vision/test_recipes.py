@@ -158,10 +158,10 @@ def test_packaged():
 def test_two_steps(path, data_root):
     """With its own keys: both tasks, and a batch of the designer's own."""
     recipe = shrunken(path, f"data.root={data_root}", "evaluate.depth_probe=null")
-    found = two_steps(recipe).final
+    result = two_steps(recipe).final
     probes = set(recipe.evaluate.probes)
-    assert ("test/miou" in found) == ("segmentation" in probes)
-    assert ("test/depth_rmse" in found) == ("depth" in probes)
+    assert ("test/miou" in result) == ("segmentation" in probes)
+    assert ("test/depth_rmse" in result) == ("depth" in probes)
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
@@ -188,8 +188,8 @@ def test_values_of_the_paper(name):
 def test_values_that_the_paper_lacks_are_marked():
     lines = (FOLDER / "ade20k-vitb.yaml").read_text(encoding="utf-8").splitlines()
     for key in NOT_GIVEN:
-        found = [line for line in lines if line.strip().startswith(key) and "not given" in line]
-        assert found, key
+        result = [line for line in lines if line.strip().startswith(key) and "not given" in line]
+        assert result, key
     text = (FOLDER / "ijepa-vith.yaml").read_text(encoding="utf-8")
     assert "All values below are ours" in text
 

@@ -25,7 +25,7 @@ def rows_of(path: Path, **named: str) -> list[Row | Problem]:
 def the_problem(path: Path, **named: str) -> Problem:
     """Of a file that is wrong as a whole, or in its one bad row."""
     try:
-        (problem,) = (found for found in rows_of(path, **named) if isinstance(found, Problem))
+        (problem,) = (result for result in rows_of(path, **named) if isinstance(result, Problem))
     except UserError as error:
         (problem,) = error.problems
     return problem

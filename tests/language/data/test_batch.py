@@ -64,9 +64,9 @@ def test_transformers_takes_padding_for_documents_of_its_own() -> None:
     stream = make_stream()
     for _ in range(10):
         batch = next(stream)
-        found = find_packed_sequence_indices(batch.position_ids)
-        assert found is not None
-        for row, own in zip(batch.document, found, strict=True):
+        result = find_packed_sequence_indices(batch.position_ids)
+        assert result is not None
+        for row, own in zip(batch.document, result, strict=True):
             # Two tokens are of one sequence exactly if they are of one document; padding is with
             # nothing.
             together = (row[:, None] == row[None, :]) & (row[:, None] >= 0)

@@ -75,7 +75,7 @@ def test_messages_in_every_role_and_preferences_steer_a_run(here: Path, learner:
         save(here / f"{name}.parquet", talks(rows))
     save(here / "feedback.parquet", pairs(FEEDBACK))
     task = f"{{kind: preference, rejected: rejected, rows: {of('feedback', 'format: chat, prompt: prompt, solution: chosen')}}}"
-    found = recipe(
+    results = recipe(
         here,
         learner,
         f"data.stream.0.rows={of('stream')}",
@@ -87,13 +87,13 @@ def test_messages_in_every_role_and_preferences_steer_a_run(here: Path, learner:
         "learner.aligned_blocks=1",
         "threads=1",
     )
-    materials = Language().load(found)
+    materials = Language().load(results)
     row, document = STREAM[0], materials.sources[0].documents[0]
     text = materials.tokenizer.decode(list(document.ids))
     assert text.startswith(f"<unk> : {row['problem']} . <unk> : {row['solution']}")
     predicted = [i for i, p in zip(document.ids, document.predicted, strict=True) if p]
     assert materials.tokenizer.decode(predicted).startswith(row["solution"])
-    result = train(Run(found, Language().build(found, materials)))
+    result = train(Run(results, Language().build(results, materials)))
     assert set(result.final) == {"test/nll"}
 
 

@@ -40,10 +40,10 @@ def test_kept_lines_are_the_bytes_that_came_in_and_removed_ones_are_in_the_repor
     stream.write_bytes(
         b"\xef\xbb\xbf" + kept[0] + b"\n" + json.dumps(leak).encode() + b"\n" + kept[1] + kept[2]
     )
-    found = clean([str(stream)], [str(test_set)], tmp_path / "out.jsonl")
-    assert (found.rows, found.removed) == (4, 1)
+    result = clean([str(stream)], [str(test_set)], tmp_path / "out.jsonl")
+    assert (result.rows, result.removed) == (4, 1)
     assert (tmp_path / "out.jsonl").read_bytes() == b"".join(kept) + b"\n"
-    (record,) = map(json.loads, Path(found.report).read_text(encoding="utf-8").splitlines())
+    (record,) = map(json.loads, Path(result.report).read_text(encoding="utf-8").splitlines())
     assert (record["file"], record["line"], record["matched"]) == (str(stream), 3, f"{test_set}:1")
     assert 0.5 <= record["similarity"] < 1
     assert record["protected"] == QUESTION and CHANGED["name"] in record["text"]
@@ -60,8 +60,8 @@ def test_parquet_text_and_compressed_files_and_globs_become_json_lines(
         with gzip.open(tmp_path / f"{name}.jsonl.gz", "wt", encoding="utf-8") as file:
             file.write(json.dumps({"t": name}) + "\n" + json.dumps({"t": QUESTION}) + "\n")
     stream = [str(tmp_path / name) for name in ("a.parquet", "b.txt", "c*.gz")]
-    found = clean(stream, [str(test_set)], tmp_path / "out.jsonl")
-    assert (found.rows, found.removed) == (8, 4)
+    result = clean(stream, [str(test_set)], tmp_path / "out.jsonl")
+    assert (result.rows, result.removed) == (8, 4)
     out = [
         json.loads(line)
         for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()
@@ -69,7 +69,7 @@ def test_parquet_text_and_compressed_files_and_globs_become_json_lines(
     assert out == [{"q": "one", "n": 1}, {"text": "two"}, {"t": "c1"}, {"t": "c2"}]
     lines = [
         json.loads(line)["line"]
-        for line in Path(found.report).read_text(encoding="utf-8").splitlines()
+        for line in Path(result.report).read_text(encoding="utf-8").splitlines()
     ]
     assert lines == [2, 3, 2, 2]
 
@@ -97,9 +97,9 @@ def test_two_workers_write_what_one_writes(
     written = []
     for jobs in (1, 2):
         out = tmp_path / f"{jobs}.jsonl"
-        found = clean([str(stream)], [str(test_set)], out, jobs=jobs, report=tmp_path / "report")
+        result = clean([str(stream)], [str(test_set)], out, jobs=jobs, report=tmp_path / "report")
         written.append(
-            (found.rows, found.removed, out.read_bytes(), (tmp_path / "report").read_bytes())
+            (result.rows, result.removed, out.read_bytes(), (tmp_path / "report").read_bytes())
         )
     assert written[0] == written[1]
     assert written[0][1] == len(CHANGED)
@@ -177,8 +177,8 @@ def test_the_command_takes_several_files_after_one_flag(tmp_path: Path, test_set
     ]
     ran = CliRunner().invoke(cli.app, [*words, "--json"])
     assert ran.exit_code == 0, ran.output
-    found = json.loads(ran.stdout)
-    assert (found["rows"], found["removed"], Path(found["report"]).is_file()) == (3, 2, True)
+    result = json.loads(ran.stdout)
+    assert (result["rows"], result["removed"], Path(result["report"]).is_file()) == (3, 2, True)
     assert out.read_text() == '{"text": "a row"}\n'
     refusal = CliRunner().invoke(cli.app, [*words, "--threshold", "2"])
     assert isinstance(refusal.exception, UserError) and "--threshold" in str(refusal.exception)
@@ -199,5 +199,5 @@ def test_gsm8k_train_rows_are_kept_but_for_those_that_repeat_test_questions(
     tmp_path: Path, shared_data: Path
 ) -> None:
     train, test = (str(shared_data / "gsm8k" / f"{split}.jsonl") for split in ("train", "test"))
-    found = clean([train], [test], tmp_path / "out.jsonl")
-    assert 0 < found.removed < found.rows / 1000
+    result = clean([train], [test], tmp_path / "out.jsonl")
+    assert 0 < result.removed < result.rows / 1000

@@ -141,8 +141,8 @@ def test_fences():
     ],
 )
 def test_a_record_without_an_answer_is_named(name, record, said):
-    found = FormatColumns("src", "data.feedback.rows", format=name).row(record, "rows.jsonl:7")
-    assert isinstance(found, Problem) and found.where == "rows.jsonl:7" and said in str(found)
+    result = FormatColumns("src", "data.feedback.rows", format=name).row(record, "rows.jsonl:7")
+    assert isinstance(result, Problem) and result.where == "rows.jsonl:7" and said in str(result)
 
 
 @pytest.mark.parametrize("cut", ["an answer \ud83d", "\udc4d an answer"])

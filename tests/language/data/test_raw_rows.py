@@ -60,5 +60,5 @@ def test_all_text_of_a_cell_in_order():
 def test_files_are_named_as_in_recipes(tmp_path):
     for name in ("a.md", "b.txt", "c.rst"):
         (tmp_path / name).write_text("text\n")
-    found = raw_rows.places([f"{tmp_path}/*.{{md,txt}}"], "STREAM")
-    assert [path.name for path in found] == ["a.md", "b.txt"]
+    result = raw_rows.places([f"{tmp_path}/*.{{md,txt}}"], "STREAM")
+    assert [path.name for path in result] == ["a.md", "b.txt"]

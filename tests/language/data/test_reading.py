@@ -30,10 +30,16 @@ def test_bad_rows_are_skipped_counted_and_named(here):
         "data.stream.0.rows"
     }
     assert hint.message.startswith("8 rows cannot be used") and hint.accepted.startswith("skip")
-    found = texts(here, "data.on_bad_row=skip")
-    assert [row.prompt for row in found.stream["problems"]] == [row["problem"] for row in STREAM]
-    assert [p.where.rpartition(":")[2] for p in found.skipped[:5]] == ["13", "14", "15", "16", "17"]
-    assert "3 more rows" in found.skipped[5].message and len(found.skipped) == 6
+    result = texts(here, "data.on_bad_row=skip")
+    assert [row.prompt for row in result.stream["problems"]] == [row["problem"] for row in STREAM]
+    assert [p.where.rpartition(":")[2] for p in result.skipped[:5]] == [
+        "13",
+        "14",
+        "15",
+        "16",
+        "17",
+    ]
+    assert "3 more rows" in result.skipped[5].message and len(result.skipped) == 6
     assert texts(here, "data.stream.0.rows.rows=12").skipped == []
 
 
@@ -58,16 +64,16 @@ def test_exact_copies_are_counted_and_left_out_where_that_is_asked(here):
     other = {**STREAM[0], "solution": STREAM[1]["solution"]}
     write(here / "stream.jsonl", [*STREAM, STREAM[3], other, *STREAM[:2]])
     made = recipe(here)
-    found = read(made)
-    assert found.copies == {"problems": 3}, "made-up rows repeat themselves, and are not looked at"
-    assert len(found.stream["problems"]) == 16
-    (said,) = (line for line in notices(found, {}, made.data) if line.startswith("stream/"))
+    result = read(made)
+    assert result.copies == {"problems": 3}, "made-up rows repeat themselves, and are not looked at"
+    assert len(result.stream["problems"]) == 16
+    (said,) = (line for line in notices(result, {}, made.data) if line.startswith("stream/"))
     assert "exact copies of earlier ones: 3 of 16" in said and "on_duplicate_row=skip" in said
     made = recipe(here, "data.on_duplicate_row=skip")
-    found = read(made)
-    (said,) = (line for line in notices(found, {}, made.data) if line.startswith("stream/"))
+    result = read(made)
+    (said,) = (line for line in notices(result, {}, made.data) if line.startswith("stream/"))
     assert said.startswith("stream/problems: 3 rows left out")
-    assert [row.text for row in found.stream["problems"]] == [
+    assert [row.text for row in result.stream["problems"]] == [
         row["solution"] for row in [*STREAM, other]
     ]
 
@@ -79,9 +85,9 @@ HOLDING = (
 
 
 def test_held_out_rows_are_never_in_the_stream(here):
-    found = texts(here, *HOLDING)
+    result = texts(here, *HOLDING)
     kept, away = (
-        {row.prompt for row in rows} for rows in (found.stream["problems"], found.evaluation)
+        {row.prompt for row in rows} for rows in (result.stream["problems"], result.evaluation)
     )
     assert kept and away and not kept & away
     assert kept | away == {row["problem"] for row in STREAM}
@@ -104,10 +110,10 @@ def test_held_out_rows_of_one_source_are_looked_for_in_the_others(here):
 
 
 def test_planted_noise_stays_out_of_what_is_held_out(here):
-    found = texts(here, *HOLDING, "data.stream.0.rows.corrupt_digits=1")
+    result = texts(here, *HOLDING, "data.stream.0.rows.corrupt_digits=1")
     clean = {row["problem"]: row["solution"] for row in STREAM}
-    assert all(row.text == clean[row.prompt] for row in found.evaluation)
-    assert all(row.text != clean[row.prompt] for row in found.stream["problems"])
+    assert all(row.text == clean[row.prompt] for row in result.evaluation)
+    assert all(row.text != clean[row.prompt] for row in result.stream["problems"])
 
 
 def test_a_source_that_holds_nothing_out(here):

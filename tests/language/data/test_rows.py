@@ -205,8 +205,8 @@ def test_documents_on_disk_are_those_in_memory() -> None:
         and counts.truncated
         and counts.empty
     )
-    found = [(list(d.ids), [bool(p) for p in d.predicted], d.origin) for d in stored]
-    assert found == [(d.ids, d.predicted, d.origin) for d in documents]
+    result = [(list(d.ids), [bool(p) for p in d.predicted], d.origin) for d in stored]
+    assert result == [(d.ids, d.predicted, d.origin) for d in documents]
     assert list(stored.lengths) == [len(d.ids) for d in documents]
 
 
@@ -317,7 +317,7 @@ def test_what_is_held_out_depends_on_the_content_alone() -> None:
 
 
 def test_the_hash_of_documents_is_of_tokens_and_of_which_are_predicted():
-    found = {
+    result = {
         documents_hash(documents)
         for documents in (
             [Document([1, 2, 3], [False, True, True], "a:1", "a")],
@@ -326,4 +326,6 @@ def test_the_hash_of_documents_is_of_tokens_and_of_which_are_predicted():
             [Document([1, 2, 3], [False, True, True], "a:1", "a")] * 2,
         )
     }
-    assert len(found) == 4 and documents_hash([Document([1, 2, 3], b"\0\1\1", "b:9", "b")]) in found
+    assert (
+        len(result) == 4 and documents_hash([Document([1, 2, 3], b"\0\1\1", "b:9", "b")]) in result
+    )

@@ -13,14 +13,14 @@ from vpretrain.language.data.similarity import Protected, words
 
 @pytest.mark.parametrize("change", CHANGED)
 def test_a_changed_question_is_found(change: str) -> None:
-    found = Protected([OTHER, QUESTION]).best(CHANGED[change])
-    assert found is not None and found.text == 1
+    result = Protected([OTHER, QUESTION]).best(CHANGED[change])
+    assert result is not None and result.text == 1
 
 
 def test_the_similarity_is_the_share_of_ngrams_in_common() -> None:
     text = "a b c d e f g h i j k l"  # ten 3-grams, of which the changed last word breaks one
-    found = Protected([text], ngram=3, threshold=0.5).best("x y " + text.replace("l", "z"))
-    assert found is not None and found.similarity == pytest.approx(9 / 10)
+    result = Protected([text], ngram=3, threshold=0.5).best("x y " + text.replace("l", "z"))
+    assert result is not None and result.similarity == pytest.approx(9 / 10)
     assert Protected([text], threshold=0.95).best(text.replace("l", "z")) is None
 
 
@@ -45,8 +45,8 @@ def test_the_index_misses_nothing_that_comparing_all_pairs_finds() -> None:
             ),
             default=None,
         )
-        found = protected.best(" ".join(of))
-        assert (found and found.similarity) == best
+        result = protected.best(" ".join(of))
+        assert (result and result.similarity) == best
         hits += best is not None
     assert 50 < hits < 200  # both sides of the threshold were tried
 

@@ -163,7 +163,7 @@ def test_a_bad_cell_of_a_parquet_file_is_named(tmp_path: Path) -> None:
         isinstance(bad, Problem) and bad.where == f"{file}:1" and "bytes, not text" in bad.message
     )
     assert [row.text for row in good] == ["tea", "café"]
-    description = [found.message for found in rows_of(file, text="n")]
+    description = [result.message for result in rows_of(file, text="n")]
     assert ["null" in description[0], "a number" in description[1], "NaN" in description[2]] == [
         True
     ] * 3
@@ -180,8 +180,8 @@ def test_a_bad_cell_of_a_parquet_file_is_named(tmp_path: Path) -> None:
 def test_text_files(tmp_path: Path, document: str, expected: list[tuple[int, str]]) -> None:
     file = tmp_path / "a.txt"
     file.write_bytes("\ufeff  one é\r\ntwo\r\n\r\nthree\r\n \r\nfour\r\n\r\n".encode())
-    found = list(sources.text(file, "s", WHERE, document=document))
-    assert found == [Row("", text, f"{file}:{line}", "s") for line, text in expected]
+    result = list(sources.text(file, "s", WHERE, document=document))
+    assert result == [Row("", text, f"{file}:{line}", "s") for line, text in expected]
     file.write_bytes(b"\n \n")
     assert list(sources.text(file, "s", WHERE, document=document)) == []
 
@@ -194,10 +194,10 @@ def test_bytes_that_are_not_utf8_are_named_by_line(
 ) -> None:
     file = tmp_path / "a.txt"
     file.write_bytes(b"a\n\nb\ncaf\xe9\n\nd\n")
-    found = list(sources.text(file, "s", WHERE, document=document))
-    (problem,) = (one for one in found if isinstance(one, Problem))
+    result = list(sources.text(file, "s", WHERE, document=document))
+    (problem,) = (one for one in result if isinstance(one, Problem))
     assert (problem.where, problem.value) == (f"{file}:4", "0xe9")
-    assert [one.text for one in found if isinstance(one, Row)] == kept
+    assert [one.text for one in result if isinstance(one, Row)] == kept
 
 
 def test_a_pattern_takes_its_files_in_order_and_each_once(tmp_path: Path) -> None:

@@ -202,8 +202,10 @@ def test_documents_on_disk_give_the_same_batches() -> None:
         row = Row("", "", document.origin, "many")
         stored.keep(list(document.ids), bytes(document.predicted), row)
     one, other = (
-        Stream([Source("many", found, 1.0)], batch_size=3, window_tokens=WINDOW, seed=0, pad_id=PAD)
-        for found in (documents, stored)
+        Stream(
+            [Source("many", result, 1.0)], batch_size=3, window_tokens=WINDOW, seed=0, pad_id=PAD
+        )
+        for result in (documents, stored)
     )
     for _ in range(30):
         batch, same_batch = next(one), next(other)

@@ -51,9 +51,9 @@ def test_a_json_list_is_read_as_its_lines_are(
     path = tmp_path / f"a.json{ending}"
     with gzip.open(path, "wt") if ending else path.open("w") as file:
         json.dump(ROWS, file, indent=indent, ensure_ascii=bool(indent))
-    found = read(path)
-    assert told(found) == RIGHT
-    lines = [row.origin.rpartition(":")[2] for row in found if isinstance(row, Row)]
+    result = read(path)
+    assert told(result) == RIGHT
+    lines = [row.origin.rpartition(":")[2] for row in result if isinstance(row, Row)]
     assert lines == (["2", "7", "12"] if indent else ["1", "1", "1"])
     assert [json.loads(line) for _, line in raw_rows.lines(path)] == ROWS
 
@@ -89,9 +89,9 @@ def test_csv_of_pandas(tmp_path: Path, ending: str, sep: str) -> None:
     pandas = pytest.importorskip("pandas", reason="pandas writes the CSV that is read here")
     path = tmp_path / f"a.{ending}"
     pandas.DataFrame(ROWS).to_csv(path, sep=sep)
-    found = read(path)
-    assert told(found) == RIGHT
-    assert [row.origin.rpartition(":")[2] for row in found] == ["2", "4", "5"]
+    result = read(path)
+    assert told(result) == RIGHT
+    assert [row.origin.rpartition(":")[2] for row in result] == ["2", "4", "5"]
     assert "n" in json.loads(next(raw_rows.lines(path))[1])
 
 
@@ -186,10 +186,10 @@ def saved(folder: Path, rows: list[dict[str, Any]], shards: int = 1) -> Path:
 def test_a_folder_of_datasets(tmp_path: Path) -> None:
     rows = [{"q": f"{i}?", "a": f"{i} é", "n": i} for i in range(2_500)]
     folder = saved(tmp_path / "set", rows, shards=2)
-    found = read(folder, "arrow")
-    assert told(found) == [(row["q"], row["a"]) for row in rows]
-    assert found[1_250].origin == f"{folder}/data-00001-of-00002.arrow:1"
-    assert read(folder / "data-*.arrow") == found
+    result = read(folder, "arrow")
+    assert told(result) == [(row["q"], row["a"]) for row in rows]
+    assert result[1_250].origin == f"{folder}/data-00001-of-00002.arrow:1"
+    assert read(folder / "data-*.arrow") == result
     with pytest.raises(UserError, match=r"rows\.kind"):
         read(folder, "parquet")
 
@@ -224,8 +224,8 @@ def test_feather_of_pandas(tmp_path: Path, compression: str) -> None:
     pandas = pytest.importorskip("pandas", reason="pandas writes the Feather that is read here")
     frame = pandas.DataFrame(ROWS * 900).astype({"a": "category"})
     frame.to_feather(tmp_path / "a.feather", compression=compression)
-    found = read(tmp_path / "a.feather")
-    assert told(found) == RIGHT * 900 and found[-1].origin.endswith("a.feather:2700")
+    result = read(tmp_path / "a.feather")
+    assert told(result) == RIGHT * 900 and result[-1].origin.endswith("a.feather:2700")
 
 
 def test_messages_of_a_saved_folder_end_with_the_assistant(tmp_path: Path) -> None:
@@ -267,5 +267,5 @@ def test_booleans_of_text_tables_are_chosen_as_exporters_write_them(
     keys = f"kind: {kind}, path: stream.{kind}, prompt: problem, solution: solution"
     for where, kept in (("one_of: [true]", 0), ("none_of: [true]", 1), ("none_of: [false]", 0)):
         override = f"data.stream.0.rows={{{keys}, where: {{toxic: {{{where}}}}}}}"
-        found = [row.text for row in texts(here, override).stream["problems"]]
-        assert found == [row["solution"] for row in STREAM[kept::2]]
+        result = [row.text for row in texts(here, override).stream["problems"]]
+        assert result == [row["solution"] for row in STREAM[kept::2]]

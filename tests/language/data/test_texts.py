@@ -27,14 +27,14 @@ from vpretrain.system.errors import UserError
 
 
 def test_rows_of_every_source(here):
-    found = texts(here)
-    assert list(found.stream) == ["problems", "prose"]
-    assert [row.text for row in found.stream["problems"]] == [row["solution"] for row in STREAM]
-    assert [row.prompt for row in found.feedback] == [row["problem"] for row in FEEDBACK]
-    assert found.feedback[2].origin == f"{here}/feedback.jsonl:3"
-    assert [row.prompt for row in found.stream["prose"]] == [""] * 5
-    assert found.stream["prose"][0].origin == "prose:1"
-    assert len(found.evaluation) == len(TEST), (
+    result = texts(here)
+    assert list(result.stream) == ["problems", "prose"]
+    assert [row.text for row in result.stream["problems"]] == [row["solution"] for row in STREAM]
+    assert [row.prompt for row in result.feedback] == [row["problem"] for row in FEEDBACK]
+    assert result.feedback[2].origin == f"{here}/feedback.jsonl:3"
+    assert [row.prompt for row in result.stream["prose"]] == [""] * 5
+    assert result.stream["prose"][0].origin == "prose:1"
+    assert len(result.evaluation) == len(TEST), (
         "the split that is evaluated; other splits are not even read"
     )
 
@@ -67,7 +67,7 @@ def test_the_home_folder(here, monkeypatch):
 
 def test_problems_of_all_sources_at_once(here):
     (here / "torn.jsonl").write_text('{"problem": "1", "solution": "2"}\n{"problem"\n')
-    found = refused(
+    result = refused(
         here,
         "data.stream.0.rows.path=torn.jsonl",
         "data.stream.1.name=problems",
@@ -83,10 +83,10 @@ def test_problems_of_all_sources_at_once(here):
         "data.evaluation.test.path",
         "data.window_tokens",
         "data.feedback.max_tokens",
-    } <= set(found)
-    assert "'problem', 'solution'" in found["feedback.jsonl:1"].accepted
-    assert "test.jsonl" in found["data.evaluation.test.path"].accepted
-    assert found["data.stream"].value == "problems, problems"
+    } <= set(result)
+    assert "'problem', 'solution'" in result["feedback.jsonl:1"].accepted
+    assert "test.jsonl" in result["data.evaluation.test.path"].accepted
+    assert result["data.stream"].value == "problems, problems"
 
 
 def test_the_generators_limits(here):
@@ -103,8 +103,8 @@ def test_the_generators_limits(here):
 def test_feedback_that_cannot_steer(here):
     problem = refused(here, "data.feedback.batch_size=13")["data.feedback.batch_size"]
     assert (problem.value, problem.accepted) == ("13", "1 to 6: there are 12 rows")
-    found = refused(here, "data.feedback.rows={kind: jsonl, path: feedback.jsonl, text: solution}")
-    problem = found["data.feedback.rows feedback.jsonl:1"]
+    result = refused(here, "data.feedback.rows={kind: jsonl, path: feedback.jsonl, text: solution}")
+    problem = result["data.feedback.rows feedback.jsonl:1"]
     assert "no prompt" in problem.message and problem.value == FEEDBACK[0]["solution"]
 
 
@@ -124,10 +124,10 @@ def test_feedback_that_stands_elsewhere_is_named_row_by_row(here):
 
 def test_leaks_are_told_beside_other_problems(here):
     write(here / "leaky.jsonl", [*STREAM, FEEDBACK[7]])
-    found = refused(
+    result = refused(
         here, "data.stream.0.rows.path=leaky.jsonl", "data.evaluation.test.path=no.jsonl"
     )
-    assert set(found) == {"data.feedback.rows", "data.evaluation.test.path"}
+    assert set(result) == {"data.feedback.rows", "data.evaluation.test.path"}
 
 
 def test_answers_that_cannot_be_scored(here):
@@ -136,8 +136,10 @@ def test_answers_that_cannot_be_scored(here):
     assert problem.value == "#### (.*)" and TEST[0]["solution"] in problem.accepted
     write(here / "plain.jsonl", [{"text": f"a plain text, number {number}"} for number in range(3)])
     plain = "data.evaluation.test={kind: jsonl, path: plain.jsonl, text: text}"
-    found = refused(here, "evaluate.answer='(a)'", plain)
-    (problem,) = (each for where, each in found.items() if where.startswith("data.evaluation.test"))
+    result = refused(here, "evaluate.answer='(a)'", plain)
+    (problem,) = (
+        each for where, each in result.items() if where.startswith("data.evaluation.test")
+    )
     assert "no prompt" in problem.message
     assert texts(here, plain).evaluation, "NLL alone needs no prompt"
 
@@ -248,11 +250,11 @@ def test_what_is_left_out_is_said(here):
         "".join(json.dumps(row) + "\n" for row in STREAM) + "{torn\n"
     )
     made = recipe(here, "data.window_tokens=2", "data.on_bad_row=skip")
-    found = read(made)
+    result = read(made)
     _, counts = documents_of(
-        made.data.stream[0], found.stream["problems"], word_problems.tokenizer(), made.data
+        made.data.stream[0], result.stream["problems"], word_problems.tokenizer(), made.data
     )
-    doubt, heading, skipped, *few, dropped = notices(found, {"stream/problems": counts}, made.data)
+    doubt, heading, skipped, *few, dropped = notices(result, {"stream/problems": counts}, made.data)
     assert "on_bad_row" in heading and f"{here}/stream.jsonl:13: this row is not JSON" in skipped
     assert dropped == "stream/problems: 12 of 12 rows left out: the prompt alone fills 2 tokens"
     assert "vpretrain decontaminate" in doubt and f"{here}/stream.jsonl" in doubt
@@ -277,10 +279,10 @@ def test_rows_are_chosen_by_what_a_column_holds(here):
         spec = f"kind: {kind}, path: stream.{kind}, prompt: problem, solution: solution"
         for where, kept in (("one_of: [b]", "b"), ("none_of: [b]", "ac")):
             override = f"data.stream.0.rows={{{spec}, where: {{origin: {{{where}}}}}}}"
-            found = texts(here, override).stream["problems"]
+            result = texts(here, override).stream["problems"]
             expected = [row for row in rows if row["origin"] in kept]
-            assert [row.prompt for row in found] == [row["problem"] for row in expected]
-            assert found[0].origin.endswith(f":{rows.index(expected[0]) + 1}")
+            assert [row.prompt for row in result] == [row["problem"] for row in expected]
+            assert result[0].origin.endswith(f":{rows.index(expected[0]) + 1}")
         key = "data.stream.0.rows.where"
         problems = refused(here, f"{key}={{orign: {{one_of: [b]}}}}")
         assert any("did you mean 'origin'" in problem.message for problem in problems.values())
@@ -292,12 +294,12 @@ def test_rows_are_chosen_by_what_a_column_holds(here):
 
 
 def test_one_instruction_around_every_prompt(here):
-    found = texts(here, 'data.instruction="Solve: {prompt}\\nWork:"', 'data.separator="\\n"')
-    for rows, expected in ((found.stream["problems"], STREAM), (found.evaluation, TEST)):
+    result = texts(here, 'data.instruction="Solve: {prompt}\\nWork:"', 'data.separator="\\n"')
+    for rows, expected in ((result.stream["problems"], STREAM), (result.evaluation, TEST)):
         asked = [f"Solve: {row['problem']}\nWork:\n" for row in expected]
         assert [row.prompt for row in rows] == asked
         assert [row.question for row in rows] == [row["problem"] for row in expected]
-    assert [row.prompt for row in found.stream["prose"]] == [""] * 5
+    assert [row.prompt for row in result.stream["prose"]] == [""] * 5
     with pytest.raises(UserError, match=r"holds \{prompt\} once"):
         texts(here, 'data.instruction="Solve it."')
 
@@ -327,9 +329,9 @@ def test_conversations_are_rows_of_a_recipe(here):
         "kind: parquet, path: f.parquet, format: chat",
         "kind: jsonl, path: turns.jsonl, format: chat, prompt: problem, solution: solution",
     ):
-        found = texts(here, f"data.feedback.rows={{{rows}}}").feedback
-        assert [row.conversation for row in found] == [{"messages": talk} for talk in talks]
-        assert [(row.question, row.text) for row in found] == [
+        result = texts(here, f"data.feedback.rows={{{rows}}}").feedback
+        assert [row.conversation for row in result] == [{"messages": talk} for talk in talks]
+        assert [(row.question, row.text) for row in result] == [
             (row["problem"], row["solution"]) for row in FEEDBACK
         ]
     write(here / "feedback.jsonl", [{"messages": talks[0][::-1]}, {"messages": "hello"}])

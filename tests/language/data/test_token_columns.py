@@ -77,8 +77,8 @@ def test_tokens_are_the_documents_that_the_text_makes_in_every_role(tokens: Path
 
 
 def test_a_recipe_of_tokens_passes_check_and_its_rows_are_used_as_they_are(tokens: Path) -> None:
-    found = recipe(tokens, *IN_TOKENS, LEARNER)
-    materials = Language().load(found)
+    result = recipe(tokens, *IN_TOKENS, LEARNER)
+    materials = Language().load(result)
     first = materials.sources[0].documents[0]
     assert list(first.ids) == tokenised(STREAM)[0]["input_ids"]
     assert materials.feedback[0].predicted[-1] and not materials.feedback[0].predicted[0]

@@ -26,8 +26,8 @@ def test_rows_of_ones_own(solution, completion, strict, flexible):
     task = own("mine", prompt="q", solution="a", answer=None)
     item = task.item({"q": "What?", "a": solution}, "mine:1")
     assert (item.prompt, item.row.text, item.row.origin) == ("What?\n", solution, "mine:1")
-    found = [find(completion) for find in (task.extract["strict"], task.extract["flexible"])]
-    assert [task.judge(item.expected, answer) for answer in found] == [strict, flexible]
+    result = [find(completion) for find in (task.extract["strict"], task.extract["flexible"])]
+    assert [task.judge(item.expected, answer) for answer in result] == [strict, flexible]
 
 
 HELD_OUT = {"kind": "held_out", "source": "sums"}

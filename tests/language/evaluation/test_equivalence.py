@@ -63,8 +63,8 @@ def test_equal_quantities_and_texts():
         ("18", "0" * 5_000, False),
     ],
 )
-def test_mathematics(expected, found, same):
-    assert same_mathematics(expected, found) is same
+def test_mathematics(expected, result, same):
+    assert same_mathematics(expected, result) is same
 
 
 @needs_math_verify

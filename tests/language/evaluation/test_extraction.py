@@ -31,8 +31,8 @@ def test_every_way_of_a_benchmark_is_in_the_golden_file():
 )
 def test_strict_and_flexible_differ_where_the_format_is_not_kept(marks):
     task = BENCHMARKS["gsm8k"]
-    found = {way: find(marks) for way, find in task.extract.items()}
+    result = {way: find(marks) for way, find in task.extract.items()}
     right = {
-        way: answer is not None and task.judge("1234", answer) for way, answer in found.items()
+        way: answer is not None and task.judge("1234", answer) for way, answer in result.items()
     }
     assert right == {"strict": marks.startswith("####"), "flexible": True}

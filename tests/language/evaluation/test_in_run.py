@@ -34,9 +34,9 @@ def problems(root):
 def test_they_stand_beside_the_split(tmp_path):
     recipe = tiny_recipe(*problems(tmp_path))
     scores = Language().build(recipe, Language().load(recipe)).evaluate()
-    found = {name: score for name, score in scores.items() if name.startswith("gsm8k/")}
-    assert found and all(score.n == 4 for name, score in found.items() if "pass" in name)
-    assert all(len(score.items) in (0, score.n) for score in found.values())
+    result = {name: score for name, score in scores.items() if name.startswith("gsm8k/")}
+    assert result and all(score.n == 4 for name, score in result.items() if "pass" in name)
+    assert all(len(score.items) in (0, score.n) for score in result.values())
 
 
 def test_a_missing_file_is_named_by_the_recipes_key(tmp_path):
@@ -96,8 +96,8 @@ def answered(model, tokenizer, prompt, length):
         for _ in range(length):
             best = model(input_ids=ids).logits[:, -1].argmax(dim=1, keepdim=True)
             ids = torch.cat([ids, best], dim=1)
-    found = ids[0, asked:].tolist()
-    return Row(prompt, tokenizer.decode(found), f"r:{prompt}", "s"), found
+    result = ids[0, asked:].tolist()
+    return Row(prompt, tokenizer.decode(result), f"r:{prompt}", "s"), result
 
 
 def exact_match(model, tokenizer, rows):

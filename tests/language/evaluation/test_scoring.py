@@ -52,33 +52,33 @@ def items(name, rows=None):
 
 @pytest.mark.parametrize("name", sorted(BENCHMARKS))
 def test_gold_scores_one_and_nonsense_zero(name, runs_programs):
-    task, found = items(name)
+    task, result = items(name)
     for texts, expected in (
         ([GOLD[name](row) for row in ROWS[name]], 1.0),
-        (["Z" for _ in found], 0.0),
+        (["Z" for _ in result], 0.0),
     ):
-        answers = {item.prompt: [text] for item, text in zip(found, texts, strict=True)}
+        answers = {item.prompt: [text] for item, text in zip(result, texts, strict=True)}
         if name == "mmlu" and expected == 0.0:  # a likeliest letter there is always
-            answers = {item.prompt: [" B"] for item in found}
-        outcome = score(Rigged(answers), {name: (task, found)}, Sampling())[name]
+            answers = {item.prompt: [" B"] for item in result}
+        outcome = score(Rigged(answers), {name: (task, result)}, Sampling())[name]
         metrics = {"accuracy"} if name == "mmlu" else {"strict/pass@1", "flexible/pass@1"}
         assert set(outcome.scores) == metrics
         for each in outcome.scores.values():
-            assert (each.value, each.stderr, each.n) == (expected, 0.0, len(found))
-        assert len(outcome.generations) == len(found)
+            assert (each.value, each.stderr, each.n) == (expected, 0.0, len(result))
+        assert len(outcome.generations) == len(result)
 
 
 def test_scores_errors_and_generations_of_a_model_that_is_right_now_and_then():
-    task, found = items("gsm8k")
-    right = [f" well\n#### {item.expected}" for item in found]
+    task, result = items("gsm8k")
+    right = [f" well\n#### {item.expected}" for item in result]
     texts = [
         [right[0], "no"],
         ["#### 7", "#### 8"],
         [right[2], right[2]],
-        [f"it is {found[3].expected}", "none"],
+        [f"it is {result[3].expected}", "none"],
     ]
-    lm = Rigged(dict(zip((item.prompt for item in found), texts, strict=True)))
-    outcome = score(lm, {"gsm8k": (task, found)}, Sampling(samples=2, temperature=0.7))["gsm8k"]
+    lm = Rigged(dict(zip((item.prompt for item in result), texts, strict=True)))
+    outcome = score(lm, {"gsm8k": (task, result)}, Sampling(samples=2, temperature=0.7))["gsm8k"]
     at = {name: outcome.scores[name] for name in outcome.scores}
     assert set(at) == {"strict/pass@1", "strict/pass@2", "flexible/pass@1", "flexible/pass@2"}
     assert at["strict/pass@1"].items == (0.5, 0.0, 1.0, 0.0)
@@ -106,8 +106,10 @@ def test_scores_errors_and_generations_of_a_model_that_is_right_now_and_then():
 
 
 def test_a_single_problem_has_no_standard_error():
-    task, found = items("omega", ROWS["omega"][:1])
-    outcome = score(Rigged({found[0].prompt: ["2"]}), {"omega": (task, found)}, Sampling())["omega"]
+    task, result = items("omega", ROWS["omega"][:1])
+    outcome = score(Rigged({result[0].prompt: ["2"]}), {"omega": (task, result)}, Sampling())[
+        "omega"
+    ]
     assert (
         math.isnan(outcome.scores["flexible/pass@1"].stderr)
         and outcome.scores["flexible/pass@1"].value == 1.0
@@ -188,10 +190,10 @@ def test_the_likelihood_is_the_one_of_training():
     aligned = aligned_parameters(MODEL, Anatomy.of(MODEL), blocks=1, patterns=[])
     learner = CausalLearner(MODEL, aligned)
     expected = negative_log_likelihood(learner, documents, batch_size=2, pad_id=0)
-    found = outcome.scores["nll"]
-    assert found.value == pytest.approx(expected.value, rel=1e-5)
-    assert found.stderr == pytest.approx(expected.stderr, rel=1e-4)
-    assert found.n == expected.n and found.items == pytest.approx(expected.items, rel=1e-4)
+    result = outcome.scores["nll"]
+    assert result.value == pytest.approx(expected.value, rel=1e-5)
+    assert result.stderr == pytest.approx(expected.stderr, rel=1e-4)
+    assert result.n == expected.n and result.items == pytest.approx(expected.items, rel=1e-4)
 
 
 def test_conversations_of_ones_own_are_written_by_the_chat_template():
@@ -202,10 +204,10 @@ def test_conversations_of_ones_own_are_written_by_the_chat_template():
     )
     chat = Wording(table=Table(format="chat", prompt="problem", solution="work"))
     task = own("mine", prompt="q", solution="a", answer=None, wording=chat)
-    found = [task.item(row, f"mine:{at}") for at, row in enumerate(QUESTIONS, 1)]
-    rows = [item.row for item in found]
+    result = [task.item(row, f"mine:{at}") for at, row in enumerate(QUESTIONS, 1)]
+    rows = [item.row for item in result]
     sampling = Sampling(new_tokens=12, batch_size=2)
-    outcome = score_model(MODEL, tokenizer, {"mine": (task, found)}, sampling)["mine"]
+    outcome = score_model(MODEL, tokenizer, {"mine": (task, result)}, sampling)["mine"]
     prompts = Layout(tokenizer).prompts(rows)
     assert all(ids[0] == tokenizer.eos_token_id for ids in prompts)
     for ids, written in zip(prompts, outcome.generations, strict=True):
@@ -242,9 +244,9 @@ def test_a_learner_with_adapters_is_scored_in_the_midst_of_training():
 
 
 def test_prompts_that_do_not_fit_are_counted():
-    task, found = items("gsm8k")
+    task, result = items("gsm8k")
     short = tiny_model(positions=120)
-    outcome = score_model(short, TOKENIZER, {"gsm8k": (task, found)}, Sampling(new_tokens=8))[
+    outcome = score_model(short, TOKENIZER, {"gsm8k": (task, result)}, Sampling(new_tokens=8))[
         "gsm8k"
     ]
     assert outcome.cut_prompts == 4

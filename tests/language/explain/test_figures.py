@@ -40,18 +40,18 @@ def fingerprint(folder):
 
 def test_page_and_figures_of_a_learned_designer(field_run):
     before = fingerprint(field_run)
-    found = explain(field_run, documents=10)
+    result = explain(field_run, documents=10)
     assert fingerprint(field_run) == before
-    assert found["documents"] == 10 and set(found["sources"]) == {"problems", SOURCE}
-    value = found["value"]
-    assert found["regret"] == pytest.approx(value["bound"] - value["designer"])
+    assert result["documents"] == 10 and set(result["sources"]) == {"problems", SOURCE}
+    value = result["value"]
+    assert result["regret"] == pytest.approx(value["bound"] - value["designer"])
     assert value["bound"] >= max(value["onehot"], value["designer"], value["closed_form"])
-    assert -1 <= found["correlation"] <= 1 and -1 <= found["agreement"] <= 1
+    assert -1 <= result["correlation"] <= 1 and -1 <= result["agreement"] <= 1
     html = (field_run / "explain.html").read_text(encoding="utf-8")
     assert "<script" not in html and "&lt;script&gt;" in html
     assert "http://" not in html and "https://" not in html and "src=" not in html
-    json.dumps(found)
-    assert explain(field_run, documents=10) == found
+    json.dumps(result)
+    assert explain(field_run, documents=10) == result
     assert (field_run / "explain.html").read_text(encoding="utf-8") == html
 
 
@@ -66,15 +66,15 @@ def test_documents_that_hold_a_tag_show_it_as_text(field_run, tmp_path, monkeypa
     "arm", ["onehot", "closed_form", "token_weights", "feedback_sft", "random_feedback"]
 )
 def test_every_kind_of_arm(tmp_path, arm):
-    found = explain(make(tmp_path / arm, arm, "budget.steps=1"), documents=4)
-    value = found["value"]
+    result = explain(make(tmp_path / arm, arm, "budget.steps=1"), documents=4)
+    value = result["value"]
     assert all(math.isfinite(v) for v in value.values())
-    assert set(found["sources"]) <= {
+    assert set(result["sources"]) <= {
         "problems",
         SOURCE,
     }  # the stream, even where the arm did not train on it
     if arm in ("onehot", "feedback_sft"):
-        assert value["designer"] == pytest.approx(value["onehot"]) and found["correlation"] is None
+        assert value["designer"] == pytest.approx(value["onehot"]) and result["correlation"] is None
     if arm == "closed_form":
         assert value["designer"] > value["onehot"]
     said = "is a control" in (tmp_path / arm / "explain.html").read_text(encoding="utf-8")

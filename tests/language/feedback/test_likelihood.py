@@ -35,5 +35,5 @@ def test_the_feedbacks_loss_is_its_slow_loop(mean):
         for d in range(3)
     ]
     pieces = torch.autograd.grad(slow(mean, losses), list(learner.aligned.values()))
-    for (name, found), piece in zip(gradient.items(), pieces, strict=True):
-        torch.testing.assert_close(found, piece, msg=name)
+    for (name, result), piece in zip(gradient.items(), pieces, strict=True):
+        torch.testing.assert_close(result, piece, msg=name)

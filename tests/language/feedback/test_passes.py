@@ -26,9 +26,9 @@ def cost(cut, length):
 @settings(max_examples=80, deadline=None)
 @given(st.lists(st.integers(1, 1500), min_size=1, max_size=7))
 def test_no_way_to_cut_them_costs_less(lengths):
-    found = passes(lengths, lambda length: length, CPU)
+    result = passes(lengths, lambda length: length, CPU)
     ordered = sorted(lengths)
-    assert [length for run in found for length in run] == ordered
+    assert [length for run in result for length in run] == ordered
     ways = []
     for count in range(len(ordered)):
         for cuts in combinations(range(1, len(ordered)), count):
@@ -36,7 +36,7 @@ def test_no_way_to_cut_them_costs_less(lengths):
             way = [ordered[a:b] for a, b in pairwise(edges)]
             if all(len(run) == 1 or len(run) * run[-1] <= MOST_TOKENS["cpu"] for run in way):
                 ways.append(cost(way, int))
-    assert cost(found, int) == min(ways)
+    assert cost(result, int) == min(ways)
 
 
 def test_short_rows_stand_together_and_a_row_that_is_too_long_alone():

@@ -71,11 +71,11 @@ def test_gradient_is_that_of_the_slow_definition(family):
     (first,) = feedback.gradients(learner)
     reference = copy.deepcopy(learner.model)
     for step in range(2):
-        found = first if step == 0 else feedback.gradients(learner)[0]
+        result = first if step == 0 else feedback.gradients(learner)[0]
         expected = torch.autograd.grad(
             slow_loss(learner.model, reference, pairs, 0.3), list(learner.aligned.values())
         )
-        for got, want in zip(found.values(), expected, strict=True):
+        for got, want in zip(result.values(), expected, strict=True):
             torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-11)
         moved(learner)  # the second time the reference is another model than the learner
 
@@ -120,8 +120,8 @@ def test_batches_share_no_pairs_and_learner_and_random_numbers_are_left_alone():
     learner = tiny_learner()
     learner.model.train()
     before, state = torch.get_rng_state(), copy.deepcopy(learner.model.state_dict())
-    found = feedback_on(tiny_pairs(), batches=2).gradients(learner)
-    assert len(found) == 2
+    result = feedback_on(tiny_pairs(), batches=2).gradients(learner)
+    assert len(result) == 2
     assert torch.equal(torch.get_rng_state(), before) and learner.model.training
     assert all(p.grad is None and p.requires_grad for p in learner.model.parameters())
     assert all(

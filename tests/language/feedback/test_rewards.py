@@ -56,11 +56,11 @@ def toy(vocabulary=7):
 
 def prompts(count=2, length=3, vocabulary=7):
     generator = torch.Generator().manual_seed(5)
-    found = []
+    result = []
     for at in range(count):
         ids = torch.randint(2, vocabulary, (length + at,), generator=generator).tolist()
-        found.append(Document([*ids, 2, EOS], [False] * len(ids) + [True] * 2, f"r:{at}", "r"))
-    return found
+        result.append(Document([*ids, 2, EOS], [False] * len(ids) + [True] * 2, f"r:{at}", "r"))
+    return result
 
 
 def feedback_on(documents, checker, batches=1, baseline="leave_one_out", seed=0, **sampling):
@@ -100,8 +100,8 @@ def test_the_expected_policy_gradient_is_the_gradient_of_expected_reward(monkeyp
     total = {name: torch.zeros_like(parameter) for name, parameter in learner.aligned.items()}
     for a, b in itertools.product(range(len(p)), repeat=2):
         monkeypatch.setattr(feedback, "_answers", lambda *_, pair=(a, b): [[pair[0]], [pair[1]]])
-        (found,) = feedback.gradients(learner)
-        for name, piece in found.items():
+        (result,) = feedback.gradients(learner)
+        for name, piece in result.items():
             total[name] += p[a] * p[b] * piece
     for got, want in zip(total.values(), exact_gradient(learner, documents, 0.8), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
@@ -114,8 +114,8 @@ def test_what_is_drawn_follows_the_policy():
     feedback = feedback_on(documents, worth, answers=64)
     along = []
     for _ in range(24):
-        (found,) = feedback.gradients(learner)
-        along.append(float(sum((g * e).sum() for g, e in zip(found.values(), exact, strict=True))))
+        (result,) = feedback.gradients(learner)
+        along.append(float(sum((g * e).sum() for g, e in zip(result.values(), exact, strict=True))))
     along = torch.tensor(along)
     expected = float(sum((e * e).sum() for e in exact))
     assert abs(along.mean() - expected) < 4 * along.std() / len(along) ** 0.5
@@ -140,8 +140,8 @@ def test_a_step_against_the_gradient_earns_more():
 def test_equal_rewards_say_nothing(baseline):
     learner, documents = toy(), prompts(2)
     feedback = feedback_on(documents, lambda row, text: 0.1, baseline=baseline, answers=3)
-    (found,) = feedback.gradients(learner)
-    assert all((piece == 0).all() for piece in found.values())
+    (result,) = feedback.gradients(learner)
+    assert all((piece == 0).all() for piece in result.values())
     assert feedback.metrics() == {"reward": pytest.approx(0.1), "informative": 0.0}
 
 
@@ -165,7 +165,7 @@ def test_prompts_of_all_lengths_are_answered_as_if_alone(family):
     learner.model.generation_config = GenerationConfig(top_k=1, repetition_penalty=9.0)
     generator = torch.Generator().manual_seed(2)
     asked = [torch.randint(3, 40, (size,), generator=generator).tolist() for size in (2, 7, 4)]
-    found = sample(
+    result = sample(
         learner,
         asked,
         torch.Generator().manual_seed(0),
@@ -174,7 +174,7 @@ def test_prompts_of_all_lengths_are_answered_as_if_alone(family):
         end_ids=[EOS],
         pad_id=0,
     )
-    for prompt, answer in zip(asked, found, strict=True):
+    for prompt, answer in zip(asked, result, strict=True):
         ids = list(prompt)
         for _ in range(6):
             ids.append(int(learner.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))

@@ -85,8 +85,8 @@ def read(section, root, on_bad_row="stop"):
         )
     )
     reader = Reader(data)
-    found, problems = read_tasks(section, reader.rows, ["talk", "sums"])
-    return found, [*reader.problems, *problems]
+    result, problems = read_tasks(section, reader.rows, ["talk", "sums"])
+    return result, [*reader.problems, *problems]
 
 
 def built(section, root, tokenizer, **settings):
@@ -106,9 +106,9 @@ def test_three_kinds_of_signal_are_heard_together(tasks, tmp_path, tokenizer, mo
     section = section_of(tasks, conflict="project", scale="unit")
     feedback = built(section, tmp_path, tokenizer, around=lambda name, task: EMAFeedback(task, 0.5))
     before = torch.get_rng_state()
-    found = feedback.gradients(learner)
-    assert len(found) == 2 and set(found[0]) == set(learner.aligned)
-    assert all(torch.isfinite(piece).all() for gradient in found for piece in gradient.values())
+    result = feedback.gradients(learner)
+    assert len(result) == 2 and set(result[0]) == set(learner.aligned)
+    assert all(torch.isfinite(piece).all() for gradient in result for piece in gradient.values())
     assert torch.equal(torch.get_rng_state(), before)
     told = feedback.metrics()
     assert {"conflict/solve~earn", "conflict/solve~prefer", "conflict/earn~prefer"} < set(told)
@@ -252,9 +252,9 @@ def test_a_missing_column_is_answered_with_those_that_there_are(tasks, tmp_path)
 def test_a_bad_row_of_a_pair_can_be_skipped_whole(tasks, tmp_path):
     rewrite(tmp_path / "prefer.jsonl", lambda at, row: row | ({"b": None} if at == 1 else {}))
     assert read(section_of(tasks), tmp_path)[1]
-    found, problems = read(section_of(tasks), tmp_path, on_bad_row="skip")
-    assert not problems and len(found["prefer"].rows) == ROWS - 1
-    assert set(found["prefer"].rejected) == {row.origin for row in found["prefer"].rows}
+    result, problems = read(section_of(tasks), tmp_path, on_bad_row="skip")
+    assert not problems and len(result["prefer"].rows) == ROWS - 1
+    assert set(result["prefer"].rejected) == {row.origin for row in result["prefer"].rows}
 
 
 def test_an_empty_task_and_too_few_rows(tasks, tmp_path):
@@ -337,10 +337,10 @@ def test_feedback_gradient_is_that_of_the_mean_over_all_solution_tokens():
     batch = padded(documents, pad_id=0)
     losses, _ = learner.token_losses(batch)
     expected = torch.autograd.grad(losses.mean(), list(learner.aligned.values()))
-    (found,) = Likelihood(
+    (result,) = Likelihood(
         [Sampler(documents, batch_size=len(documents), seed=0, pad_id=0)]
     ).gradients(learner)
-    for got, want in zip(found.values(), expected, strict=True):
+    for got, want in zip(result.values(), expected, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
 
 

@@ -47,6 +47,6 @@ def gradients(loss, leaves):
     return torch.autograd.grad(loss, [leaf for leaf in leaves if leaf is not None])
 
 
-def same(found, expected, tolerance=1e-10):
-    for one, other in zip(found, expected, strict=True):
+def same(result, expected, tolerance=1e-10):
+    for one, other in zip(result, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)

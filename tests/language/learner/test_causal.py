@@ -102,7 +102,7 @@ def test_attention_that_the_model_or_machine_lacks_is_named(family, attention, t
 
 @pytest.mark.parametrize("family", ["qwen2", "gemma2", "gpt2"])
 def test_checkpointed_blocks_give_the_same_gradients_and_estimates(family):
-    found = {}
+    result = {}
     for checkpointed in (False, True):
         model = new_model(family).train()
         if checkpointed:
@@ -117,10 +117,10 @@ def test_checkpointed_blocks_give_the_same_gradients_and_estimates(family):
         )
         learner.loss(context, task).backward()
         gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
-        found[checkpointed] = len(runs), gradient, estimates
-    assert (found[False][0], found[True][0]) == (0, 1)  # run again in the backward pass
-    torch.testing.assert_close(found[True][1], found[False][1], rtol=1e-5, atol=1e-7)
-    for plain, again in zip(found[False][2], found[True][2], strict=True):
+        result[checkpointed] = len(runs), gradient, estimates
+    assert (result[False][0], result[True][0]) == (0, 1)  # run again in the backward pass
+    torch.testing.assert_close(result[True][1], result[False][1], rtol=1e-5, atol=1e-7)
+    for plain, again in zip(result[False][2], result[True][2], strict=True):
         torch.testing.assert_close(again, plain, rtol=1e-5, atol=1e-7)
 
 
@@ -188,8 +188,10 @@ def test_values_under_bfloat16_arithmetic(family):
     objective = narrow.objective(seen, task)
     point = {name: p.detach() for name, p in narrow.aligned.items()}
     assert objective.loss(point, task.controls()).dtype == torch.float32
-    found = value(narrow, seen, task, "central_difference", {n: g.float() for n, g in down.items()})
+    result = value(
+        narrow, seen, task, "central_difference", {n: g.float() for n, g in down.items()}
+    )
     cosine = torch.nn.functional.cosine_similarity(
-        found.double().flatten(), reference.double().flatten(), dim=0
+        result.double().flatten(), reference.double().flatten(), dim=0
     )
     assert cosine >= 0.999

@@ -81,8 +81,8 @@ def test_flops_of_a_plain_step_are_those_that_are_counted(arm, estimator, passes
         hidden=designer.hidden,
         layers=designer.layers,
     )
-    found = flops(shape, at, KINDS[arm])
-    assert sum(found.values()) == pytest.approx(counter.get_total_flops(), rel=0.1)
+    result = flops(shape, at, KINDS[arm])
+    assert sum(result.values()) == pytest.approx(counter.get_total_flops(), rel=0.1)
 
 
 def test_flops_of_a_designers_network_are_those_that_are_counted(network):

@@ -38,25 +38,25 @@ def test_value_candidates_and_gradients_equal_the_slow_definition(data):
     same([made.logits()], [logits])
     assert torch.equal(ids, candidates(logits, labels, count))
     same([made.log_p(ids)], [torch.log_softmax(logits, dim=1).gather(1, ids)])
-    found, expected = (
+    result, expected = (
         made.loss(SoftTargets(ids, mass)),
         soft_target_loss(logits, SoftTargets(ids, mass)),
     )
-    same([found], [expected])
+    same([result], [expected])
     leaves = (hidden, weight, bias, mass)
-    same(gradients(3 * found, leaves), gradients(3 * expected, leaves))
+    same(gradients(3 * result, leaves), gradients(3 * expected, leaves))
 
 
 def test_loss_equals_its_slow_loop():
     hidden, weight, bias, labels = next_batches(5, 11, bias=True)
     made = HeadPass(hidden, Head(weight, bias), labels, rows=2)
     ids, mass = made.candidates(4), mass_of(5, 4, weighted=True)
-    found, expected = (
+    result, expected = (
         made.loss(SoftTargets(ids, mass)),
         slow_loss(slow_logits(hidden, weight, bias), ids, mass),
     )
-    same([found], [expected])
-    same(gradients(found, (hidden, weight, bias)), gradients(expected, (hidden, weight, bias)))
+    same([result], [expected])
+    same(gradients(result, (hidden, weight, bias)), gradients(expected, (hidden, weight, bias)))
 
 
 @pytest.mark.parametrize("gradient", [True, False])
@@ -69,8 +69,8 @@ def test_what_does_not_train_gets_no_gradient_and_changes_no_other(frozen, gradi
     made = HeadPass(hidden, Head(weight), labels, rows=3)
     targets = SoftTargets(made.candidates(5, weighted=not gradient), leaves["mass"])
     training = [leaf for name, leaf in leaves.items() if name not in frozen]
-    found = gradients(made.loss(targets), training)
-    same(found, gradients(soft_target_loss(hidden @ weight.t(), targets), training))
+    result = gradients(made.loss(targets), training)
+    same(result, gradients(soft_target_loss(hidden @ weight.t(), targets), training))
 
 
 def test_loss_of_a_token_weighs_as_much_as_is_asked_upstream():
@@ -79,11 +79,13 @@ def test_loss_of_a_token_weighs_as_much_as_is_asked_upstream():
     """
     hidden, weight, _, labels = next_batches(7, 30)
     upstream = torch.tensor([1, 1, 1, 0.5, 0.5, 0, 3], dtype=WIDE)
-    found = HeadPass(hidden, Head(weight), labels, rows=3).token_losses(one_hot(labels, dtype=WIDE))
+    result = HeadPass(hidden, Head(weight), labels, rows=3).token_losses(
+        one_hot(labels, dtype=WIDE)
+    )
     expected = torch.nn.functional.cross_entropy(hidden @ weight.t(), labels, reduction="none")
-    same([found], [expected])
+    same([result], [expected])
     same(
-        gradients(found @ upstream, (hidden, weight)),
+        gradients(result @ upstream, (hidden, weight)),
         gradients(expected @ upstream, (hidden, weight)),
     )
 
@@ -140,10 +142,10 @@ def test_impossible_tokens_of_a_padded_vocabulary():
     assert (ids.sort(dim=1).values == torch.arange(20)).all() and (ids[:, 15:] >= 15).all()
     mass = torch.zeros(6, 20, dtype=WIDE)
     mass[:, :15] = mass_of(6, 15, weighted=False).detach()
-    found = made.loss(SoftTargets(ids, mass))
+    result = made.loss(SoftTargets(ids, mass))
     expected = soft_target_loss(hidden @ weight[:15].t(), SoftTargets(ids[:, :15], mass[:, :15]))
-    same([found], [expected])
-    same(gradients(found, (hidden, weight)), gradients(expected, (hidden, weight)))
+    same([result], [expected])
+    same(gradients(result, (hidden, weight)), gradients(expected, (hidden, weight)))
     assert torch.isinf(made.log_p(ids)[:, 15:]).all()
 
 
@@ -154,7 +156,7 @@ def test_an_impossible_candidate_costs_nothing_and_has_no_value_on_any_path():
     labels = labels % 15
     ids = torch.stack([labels, (labels + 1) % 15, torch.full_like(labels, 17)], dim=1)
     made = HeadPass(hidden, Head(weight, bias), labels, rows=4)
-    found = []
+    result = []
     for loss in (
         lambda targets: soft_target_loss(hidden @ weight.t() + bias, targets),
         made.loss,
@@ -162,10 +164,10 @@ def test_an_impossible_candidate_costs_nothing_and_has_no_value_on_any_path():
     ):
         mass = torch.tensor([0.75, 0.25, 0.0], dtype=WIDE).expand(6, 3).clone().requires_grad_()
         value = loss(SoftTargets(ids, mass))
-        found.append([value, torch.autograd.grad(value, mass, retain_graph=True)[0]])
-        assert found[-1][0].isfinite() and (found[-1][1][:, 2] == 0).all()
-    same(found[0], found[1])
-    same(found[0], found[2])
+        result.append([value, torch.autograd.grad(value, mass, retain_graph=True)[0]])
+        assert result[-1][0].isfinite() and (result[-1][1][:, 2] == 0).all()
+    same(result[0], result[1])
+    same(result[0], result[2])
     asked = SoftTargets(ids, torch.tensor([0.5, 0.0, 0.5], dtype=WIDE).expand(6, 3))
     assert made.loss(asked) == soft_target_loss(hidden @ weight.t() + bias, asked) == torch.inf
 
@@ -186,10 +188,10 @@ def test_a_learner_that_is_sure_keeps_its_small_gradient():
     hidden = torch.tensor([[100.0, 0.0], [-1e4, 0.0]], requires_grad=True)
     weight = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 0.0]], requires_grad=True)
     labels = torch.tensor([0, 0])
-    found = HeadPass(hidden, Head(weight), labels).loss(one_hot(labels))
+    result = HeadPass(hidden, Head(weight), labels).loss(one_hot(labels))
     expected = torch.nn.functional.cross_entropy(hidden @ weight.t(), labels)
-    same([found], [expected], 1e-6)
-    same(gradients(found, (hidden, weight)), gradients(expected, (hidden, weight)), 1e-6)
+    same([result], [expected], 1e-6)
+    same(gradients(result, (hidden, weight)), gradients(expected, (hidden, weight)), 1e-6)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -206,9 +208,9 @@ def test_narrow_is_as_near_to_the_truth_as_the_plain_path(weighted):
         truth_leaves[0] @ truth_leaves[1].t(), SoftTargets(ids, targets.mass.double())
     )
     truth = [true_loss, *gradients(true_loss, truth_leaves)]
-    found = made.loss(targets)
+    result = made.loss(targets)
     plain = soft_target_loss(hidden @ weight.t(), targets)
-    ours, theirs = ([loss, *gradients(loss, (hidden, weight))] for loss in (found, plain))
+    ours, theirs = ([loss, *gradients(loss, (hidden, weight))] for loss in (result, plain))
     for mine, other, true in zip(ours, theirs, truth, strict=True):
         error, accepted = ((t.double() - true).norm() / true.norm() for t in (mine, other))
         assert error <= 1.1 * accepted + 1e-6, (float(error), float(accepted))
@@ -254,9 +256,9 @@ def test_mass_of_another_dtype_than_the_learner(learner, designer):
     targets = SoftTargets(
         made.candidates(5), mass_of(6, 5, weighted=True, dtype=designer).detach().requires_grad_()
     )
-    found, expected = made.loss(targets), soft_target_loss(hidden @ weight.t(), targets)
+    result, expected = made.loss(targets), soft_target_loss(hidden @ weight.t(), targets)
     leaves = (hidden, weight, targets.mass)
-    same([found, *gradients(found, leaves)], [expected, *gradients(expected, leaves)], 1e-6)
+    same([result, *gradients(result, leaves)], [expected, *gradients(expected, leaves)], 1e-6)
 
 
 def test_what_is_refused():
@@ -282,10 +284,10 @@ def test_candidates_from_elsewhere():
     ids = torch.stack([labels, (labels + 7) % 40, (labels + 1) % 40], dim=1)
     targets = SoftTargets(ids, mass_of(6, 3, weighted=False))
     expected = soft_target_loss(slow_logits(hidden, weight, cap.bias, 0.5, 3.0), targets)
-    found = made.loss(targets)
-    same([found], [expected])
+    result = made.loss(targets)
+    same([result], [expected])
     leaves = (hidden, weight, targets.mass)
-    same(gradients(found, leaves), gradients(expected, leaves))
+    same(gradients(result, leaves), gradients(expected, leaves))
 
 
 @pytest.mark.parametrize(
@@ -361,11 +363,11 @@ def test_the_tangent_has_the_derivatives_of_the_loss(cap, order):
     ids = candidates(slow_logits(hidden, weight, bias, 1.0, cap), labels, 5)
     mass = mass_of(7, 5, weighted=True)
     states = hidden.detach().clone().requires_grad_()
-    found = made.tangent_loss(states, SoftTargets(ids, mass))
+    result = made.tangent_loss(states, SoftTargets(ids, mass))
     expected = slow_loss(slow_logits(states, weight, bias, 1.0, cap), ids, mass)
-    same([found], [expected])
+    same([result], [expected])
     ours, theirs = (
-        torch.autograd.grad(loss, (states, mass), create_graph=True) for loss in (found, expected)
+        torch.autograd.grad(loss, (states, mass), create_graph=True) for loss in (result, expected)
     )
     same(ours, theirs)
     along = torch.randn(7, 6, generator=torch.Generator().manual_seed(3), dtype=WIDE)
@@ -381,11 +383,11 @@ def test_losses_under_one_weighting_then_another():
     made = HeadPass(hidden, Head(weight), labels, rows=3)
     for seed in (1, 2):
         targets = SoftTargets(labels[:, None], mass_of(7, 1, weighted=True, seed=seed).detach())
-        found = gradients(made.loss(targets), (hidden, weight))
-        same(found, gradients(soft_target_loss(hidden @ weight.t(), targets), (hidden, weight)))
+        result = gradients(made.loss(targets), (hidden, weight))
+        same(result, gradients(soft_target_loss(hidden @ weight.t(), targets), (hidden, weight)))
     first, second = (mass_of(7, 1, weighted=True, seed=seed).detach() for seed in (1, 2))
     made = HeadPass(hidden, Head(weight), labels, rows=3)
     made.loss(SoftTargets(labels[:, None], first))  # and never sent back
-    found = gradients(made.loss(SoftTargets(labels[:, None], second)), (hidden, weight))
+    result = gradients(made.loss(SoftTargets(labels[:, None], second)), (hidden, weight))
     expected = soft_target_loss(hidden @ weight.t(), SoftTargets(labels[:, None], second))
-    same(found, gradients(expected, (hidden, weight)))
+    same(result, gradients(expected, (hidden, weight)))

@@ -25,12 +25,12 @@ def test_top_of_blocks_is_the_top_of_all(n, vocabulary, seed, data):
 def test_candidate_scores(n):
     hidden, weight, _, _ = next_batches(n, 40)
     ids = torch.randint(40, (n, 7), generator=torch.Generator().manual_seed(0))
-    found, expected = (
+    result, expected = (
         candidate_scores(hidden, weight, ids),
         torch.einsum("nd,nkd->nk", hidden, weight[ids]),
     )
-    same([found], [expected])
+    same([result], [expected])
     slope = torch.rand(n, 7, dtype=WIDE)
     same(
-        gradients((found * slope).sum(), (hidden,)), gradients((expected * slope).sum(), (hidden,))
+        gradients((result * slope).sum(), (hidden,)), gradients((expected * slope).sum(), (hidden,))
     )

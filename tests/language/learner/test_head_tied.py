@@ -14,15 +14,15 @@ def test_a_tied_embedding_has_one_gradient_and_no_table_of_its_own(family, kind,
     weight = learner.anatomy.head.weight
     context = learner.forward(batch)
     learner.loss(context, one_hot(context.labels)).backward()
-    found = weight.grad
-    assert found.layout == torch.strided
+    result = weight.grad
+    assert result.layout == torch.strided
     weight.grad = None
     logits = learner.model(
         input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
     ).logits
     torch.nn.functional.cross_entropy(logits[context.where], context.labels).backward()
     torch.testing.assert_close(
-        found, weight.grad, rtol=1e-5, atol=1e-9
+        result, weight.grad, rtol=1e-5, atol=1e-9
     )  # some norms round to float32
     if kind is HeadPass:
         passed = learner.forward(batch)
@@ -31,10 +31,10 @@ def test_a_tied_embedding_has_one_gradient_and_no_table_of_its_own(family, kind,
         torch.autograd.grad(loss, list(learner.aligned.values()), retain_graph=True)
         weight.grad = None
         loss.backward(retain_graph=True)
-        torch.testing.assert_close(weight.grad, found)
+        torch.testing.assert_close(weight.grad, result)
         weight.grad = None
         (loss + learner.loss(passed, one_hot(passed.labels))).backward()
-        torch.testing.assert_close(weight.grad, 2 * found)
+        torch.testing.assert_close(weight.grad, 2 * result)
         again = learner.forward(batch)
         loss = learner.loss(again, one_hot(again.labels))
         place, weight.grad = again.predictions._pass.dense.weight.data_ptr(), None
@@ -43,4 +43,4 @@ def test_a_tied_embedding_has_one_gradient_and_no_table_of_its_own(family, kind,
         losses, _ = learner.token_losses(batch)
         weight.grad = None
         losses.mean().backward()
-        torch.testing.assert_close(weight.grad, found)
+        torch.testing.assert_close(weight.grad, result)

@@ -110,17 +110,17 @@ def problem_of(call, *arguments):
 
 def test_a_folder_without_config(folder):
     (folder / "config.json").unlink()
-    found = problem_of(load_model, section(folder), str(folder), 0)
-    assert found.where == "learner.model" and "no config.json" in found.message
-    assert "model.safetensors" in found.message  # what it does hold
+    result = problem_of(load_model, section(folder), str(folder), 0)
+    assert result.where == "learner.model" and "no config.json" in result.message
+    assert "model.safetensors" in result.message  # what it does hold
 
 
 @pytest.mark.parametrize("target", ["nowhere", "model.safetensors"], ids=["nowhere", "circle"])
 def test_weights_that_are_a_link_to_nothing(target, folder):
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors").symlink_to(target)
-    found = problem_of(load_model, section(folder), str(folder), 0)
-    assert "links in this folder lead nowhere: model.safetensors" in found.message
+    result = problem_of(load_model, section(folder), str(folder), 0)
+    assert "links in this folder lead nowhere: model.safetensors" in result.message
 
 
 @pytest.mark.parametrize("inside", [lambda config: config, lambda config: {"text_config": config}])
@@ -146,9 +146,9 @@ def test_a_name_that_is_nowhere_fails_at_once(place, monkeypatch):
     monkeypatch.setattr(loading.HfApi, "model_info", no_network)
     loading.reach.cache_clear()
     started = time.monotonic()
-    found = problem_of(load_model, section(place), place, 0)
+    result = problem_of(load_model, section(place), place, 0)
     assert time.monotonic() - started < 5
-    assert "there is no such folder" in found.message and found.value == place
+    assert "there is no such folder" in result.message and result.value == place
     assert asked == ([("nothing", loading.HUB_SECONDS)] if place == "nothing" else [])
 
 
@@ -178,8 +178,8 @@ def test_a_tokenizer_without_end_token(folder):
     (folder / "tokenizer_config.json").write_text(
         json.dumps({k: v for k, v in config.items() if "eos" not in k})
     )
-    found = problem_of(Language().load, recipe_of(folder))
-    assert "end token" in found.message
+    result = problem_of(Language().load, recipe_of(folder))
+    assert "end token" in result.message
 
 
 def test_a_tokenizer_without_pad_token_trains(folder):
@@ -201,24 +201,24 @@ def test_a_vocabulary_smaller_than_the_tokenizer(folder):
     tokenizer.add_tokens(["<one>", "<more>"])
     tokenizer.save_pretrained(folder)
     recipe = recipe_of(folder)
-    found = problem_of(Language().build, recipe, Language().load(recipe))
+    result = problem_of(Language().build, recipe, Language().load(recipe))
     assert (
-        found.where == "learner.model"
-        and "more tokens than the model's vocabulary" in found.message
+        result.where == "learner.model"
+        and "more tokens than the model's vocabulary" in result.message
     )
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
 def test_a_dtype_that_does_not_train(folder, dtype):
-    found = problem_of(recipe_of, folder, f"learner.dtype={dtype}")
-    assert found.where.endswith("learner.dtype") or "learner.dtype" in found.where
-    assert "bfloat16" in found.accepted
+    result = problem_of(recipe_of, folder, f"learner.dtype={dtype}")
+    assert result.where.endswith("learner.dtype") or "learner.dtype" in result.where
+    assert "bfloat16" in result.accepted
 
 
 def test_check_tells_a_lora_target_that_matches_nothing_before_any_weight_is_loaded(folder):
     problems = Language().check(recipe_of(folder, "learner.lora={targets: [query]}")).problems
-    (found,) = [problem for problem in problems if problem.where == "learner.lora.targets"]
-    assert "q_proj" in found.accepted
+    (result,) = [problem for problem in problems if problem.where == "learner.lora.targets"]
+    assert "q_proj" in result.accepted
     assert (
         not Language()
         .check(recipe_of(folder, "learner.lora={r: 2}", "learner.activation_checkpointing=true"))

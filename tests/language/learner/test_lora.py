@@ -85,9 +85,9 @@ def test_estimators_agree_on_adapters(family, checkpointed):
     task, down = soft(context), downstream(learner)
     reference = value(learner, context, task, "double_backward", down).flatten()
     for estimator, least in [("central_difference", 0.9999), ("forward_mode", 0.999999)]:
-        found = value(learner, context, task, estimator, down).flatten()
-        assert torch.nn.functional.cosine_similarity(found, reference, dim=0) >= least
-        assert float(found.norm() / reference.norm()) == pytest.approx(1, abs=1e-3)
+        result = value(learner, context, task, estimator, down).flatten()
+        assert torch.nn.functional.cosine_similarity(result, reference, dim=0) >= least
+        assert float(result.norm() / reference.norm()) == pytest.approx(1, abs=1e-3)
 
 
 def test_bfloat16_base_with_float32_adapters():
@@ -99,8 +99,8 @@ def test_bfloat16_base_with_float32_adapters():
     learner.loss(context, soft(context)).backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.requires_grad)
     reference = value(learner, context, soft(context), "double_backward").flatten()
-    found = value(learner, context, soft(context), "central_difference").flatten()
-    assert torch.nn.functional.cosine_similarity(found, reference, dim=0) >= 0.9999
+    result = value(learner, context, soft(context), "central_difference").flatten()
+    assert torch.nn.functional.cosine_similarity(result, reference, dim=0) >= 0.9999
 
 
 def test_rounding_of_trained_adapters_is_not_taken_for_another_architecture():

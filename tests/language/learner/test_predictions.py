@@ -45,11 +45,11 @@ ARMS = {
 
 def both(monkeypatch, run):
     """What a run gives either way."""
-    found = []
+    result = []
     for kind in KINDS:
         monkeypatch.setattr(predictions, "WHOLE_LOGITS", 0 if kind is HeadPass else 2**40)
-        found.append(run(kind))
-    return found
+        result.append(run(kind))
+    return result
 
 
 @pytest.mark.parametrize("family", ["qwen2", "llama"])  # head in S, and tied to the embedding
@@ -91,8 +91,8 @@ def test_values_by_every_estimator(family, estimator, alignment, monkeypatch):
         value_estimator.update([downstream(learner)], None, 0.1)
         context = learner.forward(tiny_batch())
         targets = one_hot(context.labels, context.predictions.candidates(6), torch.float64)
-        found = value_estimator(context, targets)
-        return [found.value, found.gradient[0]]
+        result = value_estimator(context, targets)
+        return [result.value, result.gradient[0]]
 
     # The rounding of central differences, and curvature of the head, are on the one side only.
     for whole, passed in zip(*both(monkeypatch, run), strict=True):
@@ -147,9 +147,9 @@ def test_values_under_bfloat16_arithmetic(family, monkeypatch):
         exact = ValueEstimator(wide, Alignment("dot"), ESTIMATORS["double_backward"])
         exact.update([downstream(wide)], None, 0.0)
         reference = exact(truth, one_hot(truth.labels, dtype=torch.float64)).gradient[0]
-        found = value_estimator(context, one_hot(context.labels, ids)).gradient[0]
+        result = value_estimator(context, one_hot(context.labels, ids)).gradient[0]
         return torch.nn.functional.cosine_similarity(
-            found.double().flatten(), reference.flatten(), dim=0
+            result.double().flatten(), reference.flatten(), dim=0
         )
 
     whole, passed = both(monkeypatch, run)
@@ -191,12 +191,12 @@ def test_losses_of_tokens_and_logits(kind, temperature):
     torch.testing.assert_close(losses, expected, rtol=1e-9, atol=1e-9)
     upstream = 1.0 + row  # rows that count differently
     leaves = list(learner.model.parameters())
-    for found, true in zip(
+    for result, true in zip(
         torch.autograd.grad(losses @ upstream.double(), leaves),
         torch.autograd.grad(expected @ upstream.double(), leaves),
         strict=True,
     ):
-        torch.testing.assert_close(found, true, rtol=1e-8, atol=1e-9)
+        torch.testing.assert_close(result, true, rtol=1e-8, atol=1e-9)
 
 
 def test_dropout_above_s_is_not_in_what_is_valued(monkeypatch):
@@ -255,17 +255,17 @@ def test_values_beside_the_learners_own_pass(kind):
     passes = []
     run = learner.suffix.hidden
     learner.suffix.hidden = lambda *given: passes.append(1) or run(*given)
-    found = {}
+    result = {}
     for name in ("double_backward", "central_difference", "one_sided_difference"):
         valued = ValueEstimator(learner, Alignment("dot"), estimator(name))
         valued.update([downstream(learner)], None, 0.0)
         valued(context, task)  # measures its step
         passes.clear()
-        found[name] = valued(context, task).gradient[0], len(passes)
-    exact = found["double_backward"][0]
-    gradient, count = found["one_sided_difference"]
+        result[name] = valued(context, task).gradient[0], len(passes)
+    exact = result["double_backward"][0]
+    gradient, count = result["one_sided_difference"]
     assert float((gradient - exact).norm()) <= 1e-2 * float(exact.norm())
-    assert (count, found["central_difference"][1]) == (1, 2)
+    assert (count, result["central_difference"][1]) == (1, 2)
 
 
 def test_a_narrow_pass_is_no_side_of_a_difference(kind):

@@ -28,8 +28,8 @@ def test_the_router_loss_is_that_of_transformers(kind):
     torch.testing.assert_close(context.router_loss, 0.1 * theirs.aux_loss)
     torch.testing.assert_close(loss, theirs.loss)
     parameters = dict(model.named_parameters())
-    found = torch.autograd.grad(loss, parameters.values())
+    result = torch.autograd.grad(loss, parameters.values())
     for name, mine, other in zip(
-        parameters, found, torch.autograd.grad(theirs.loss, parameters.values()), strict=True
+        parameters, result, torch.autograd.grad(theirs.loss, parameters.values()), strict=True
     ):
         torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-6, msg=name)

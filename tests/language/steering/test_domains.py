@@ -94,7 +94,7 @@ def test_the_value_is_the_sum_over_documents_of_their_own_domains(estimator):
     task = task_on(context)
     value_estimator = ValueEstimator(view, Alignment("dot"), ESTIMATORS[estimator])
     value_estimator.update(feedback.gradients(view), None, 0.0)
-    found = value_estimator(context, task)
+    result = value_estimator(context, task)
 
     per_task = tasks({"sums": 1.0, "code": 3.0, "chat": 2.0}).each(
         learner
@@ -106,14 +106,14 @@ def test_the_value_is_the_sum_over_documents_of_their_own_domains(estimator):
         "proofs": vectors.mean([said["sums"], said["code"]]),
         "prose": vectors.mean(list(said.values())),
     }
-    assert float(found.value) == pytest.approx(
+    assert float(result.value) == pytest.approx(
         slow_value(learner, context, task, directions), rel=1e-6
     )
 
     # V is linear in the mass: the gradient along a change of it is the change of V.
     other = task_on(context, seed=1)
-    change = float(value_estimator(context, other).value - found.value)
-    assert float((found.gradient[0] * (other.mass - task.mass)).sum()) == pytest.approx(
+    change = float(value_estimator(context, other).value - result.value)
+    assert float((result.gradient[0] * (other.mass - task.mass)).sum()) == pytest.approx(
         change, rel=1e-6
     )
 
@@ -242,18 +242,18 @@ def test_a_batch_of_each_domain_is_the_mean_of_its_alignments(alignment):
         value_of.update([down], None, 0.0)
         return value_of(context, task)
 
-    found = valued(groups)
-    assert float(found.value) == pytest.approx(expected, rel=1e-6)
+    result = valued(groups)
+    assert float(result.value) == pytest.approx(expected, rel=1e-6)
     if alignment == "cosine":
         assert abs(float(valued(()).value) - expected) > 1e-3 * abs(expected)
-        nudge = task.mass + 1e-5 * found.gradient[0] / found.gradient[0].norm()
+        nudge = task.mass + 1e-5 * result.gradient[0] / result.gradient[0].norm()
         rise = ValueEstimator(
             view, Alignment(alignment, groups=groups), ESTIMATORS["double_backward"]
         )
         rise.update([down], None, 0.0)
         higher = rise(context, task.with_controls((nudge,))).value
-        slope = float((higher - found.value) / 1e-5)
-        assert slope == pytest.approx(float(found.gradient[0].norm()), rel=1e-2)
+        slope = float((higher - result.value) / 1e-5)
+        assert slope == pytest.approx(float(result.gradient[0].norm()), rel=1e-2)
 
 
 def value_of_domains(rank, world):
@@ -286,5 +286,5 @@ def value_of_domains(rank, world):
 
 
 def test_domains_count_equally_over_all_processes():
-    found = together(2, lambda: value_of_domains(distributed.rank(), 2))
-    assert found == pytest.approx([value_of_domains(0, 1)] * 2, rel=1e-9)
+    result = together(2, lambda: value_of_domains(distributed.rank(), 2))
+    assert result == pytest.approx([value_of_domains(0, 1)] * 2, rel=1e-9)

@@ -131,11 +131,11 @@ def test_it_goes_on_from_its_state_bit_for_bit(learner):
     stretch(first, estimator, drawn[:2])
     again = selector_of(learner, seed=9)
     again.load_state_dict(first.state_dict())
-    found = [
+    result = [
         again.select([batch], estimator, meta_step=False, used=True).batches[0].digest()
         for batch in drawn[2:]
     ]
-    assert found == expected[2:]
+    assert result == expected[2:]
 
 
 def test_a_choice_that_is_not_trained_on_uses_no_repeat_up(learner):

@@ -53,9 +53,9 @@ def packed_batch(seed, rows=2, source="a", loss_mean="token"):
 
 
 def estimator_of(learner, *gradients):
-    found = ValueEstimator(learner, Alignment("dot"), ESTIMATORS["double_backward"])
-    found.update(list(gradients), None, 0.0)
-    return found
+    result = ValueEstimator(learner, Alignment("dot"), ESTIMATORS["double_backward"])
+    result.update(list(gradients), None, 0.0)
+    return result
 
 
 def selector_of(learner, ranking=None, draws=2, seed=0, weight=0.0, rounds=4):
@@ -98,8 +98,8 @@ def test_values_are_inner_products_with_each_documents_own_gradient(loss_mean):
         pool, selector.one_hot_tasks(batches), estimator_of(learner, direction)
     )
     expected = slow_values(learner, batches, direction)
-    found = dict(zip((d.origin for d in pool.documents), values.tolist(), strict=True))
-    assert found == pytest.approx(expected, rel=1e-6)
+    result = dict(zip((d.origin for d in pool.documents), values.tolist(), strict=True))
+    assert result == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_most_valuable_documents_fill_a_batch_of_the_same_size():
@@ -131,7 +131,7 @@ def test_from_the_second_round_on_documents_lose_what_they_have_in_common_with_t
     pool, estimator = Pool.gathered(drawn, packed=True), estimator_of(learner, direction)
     tasks = selector.one_hot_tasks(drawn)
     (values,) = selector.values(pool, tasks, estimator)
-    found = selector._chosen(pool, tasks, values, estimator)
+    result = selector._chosen(pool, tasks, values, estimator)
 
     names = [document.origin for document in pool.documents]
     gradients = slow_gradients(learner, drawn)
@@ -144,8 +144,8 @@ def test_from_the_second_round_on_documents_lose_what_they_have_in_common_with_t
     rest = (own - 3.0 * 0.5 * common).argsort(descending=True).tolist()
     expected = pool.filled(first, [at for at in rest if at not in first], 1 / 2)
     plain = pool.filled([], own.argsort(descending=True).tolist(), 1 / 2)
-    assert found == expected
-    assert set(found) != set(plain)  # else the test could not fail
+    assert result == expected
+    assert set(result) != set(plain)  # else the test could not fail
 
 
 class InOrder(Highest):
@@ -310,11 +310,11 @@ def test_until_its_start_the_learner_trains_on_the_first_of_what_is_drawn(materi
     parts = Language().build(recipe, materials)
     plain = tiny_recipe("arm=onehot", *late)
     plain_parts = Language().build(plain, materials)
-    found, expected = (
+    result, expected = (
         train(Run(r, p, step0={})) for r, p in ((recipe, parts), (plain, plain_parts))
     )
     assert weights_hash(parts) == weights_hash(plain_parts)
-    assert found.spent.tokens == expected.spent.tokens < found.drawn
+    assert result.spent.tokens == expected.spent.tokens < result.drawn
 
 
 def guarded_step(materials, *overrides):

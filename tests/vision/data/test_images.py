@@ -111,7 +111,7 @@ def test_a_picture_refuses_maps_that_do_not_fit() -> None:
 
 def test_the_hash_of_pictures_is_of_pixels_and_labels():
     pixels, labels = torch.zeros(3, 4, 4, dtype=torch.uint8), torch.zeros(4, 4, dtype=torch.int64)
-    found = {
+    result = {
         pictures_hash(pictures)
         for pictures in (
             [Picture("a", pixels, labels)],
@@ -121,4 +121,4 @@ def test_the_hash_of_pictures_is_of_pixels_and_labels():
             [Picture("a", pixels, labels, category=1)],
         )
     }
-    assert len(found) == 5 and pictures_hash([Picture("b", pixels, labels)]) in found
+    assert len(result) == 5 and pictures_hash([Picture("b", pixels, labels)]) in result

@@ -59,28 +59,28 @@ def labels_of(folder: Path, maps: str, images: str = "images") -> list[np.ndarra
 @pytest.mark.parametrize("maps", ["colours", "palette"])
 def test_colours_are_the_classes_that_the_recipe_says(folder: Path, maps: str) -> None:
     shown = [list(colour) for colour in COLOURS]
-    found = labels_of(folder, f"labels: {maps}, label_colours: {shown}")
-    assert all(np.array_equal(found[at], np.roll(CLASSES, at)) for at in range(12))
+    result = labels_of(folder, f"labels: {maps}, label_colours: {shown}")
+    assert all(np.array_equal(result[at], np.roll(CLASSES, at)) for at in range(12))
     turned = labels_of(folder, f"labels: {maps}, label_colours: {shown[::-1]}")
     assert np.array_equal(turned[0], 2 - CLASSES)
 
 
 def test_numbers_are_mapped_several_to_one_class_and_255_is_none(folder: Path) -> None:
-    (found, *_) = labels_of(folder, "labels: numbers, label_map: {7: 0, 8: 1, 11: 0}")
-    assert np.array_equal(found, np.array([0, 1, 0])[CLASSES])
+    (result, *_) = labels_of(folder, "labels: numbers, label_map: {7: 0, 8: 1, 11: 0}")
+    assert np.array_equal(result, np.array([0, 1, 0])[CLASSES])
     for void in ("", ", void: 11"):
-        (found, *_) = labels_of(
+        (result, *_) = labels_of(
             folder, f"labels: numbers, label_map: {{7: 0, 8: 1, 11: 255}}{void}"
         )
-        assert np.array_equal(found, np.array([0, 1, 255])[CLASSES])
-    (found, *_) = labels_of(folder, "labels: numbers, label_map: {7: 0, 8: 1}, other_labels: void")
-    assert np.array_equal(found, np.array([0, 1, 255])[CLASSES])
+        assert np.array_equal(result, np.array([0, 1, 255])[CLASSES])
+    (result, *_) = labels_of(folder, "labels: numbers, label_map: {7: 0, 8: 1}, other_labels: void")
+    assert np.array_equal(result, np.array([0, 1, 255])[CLASSES])
 
 
 def test_numbers_that_are_listed_are_counted(folder: Path) -> None:
     """So that ``classes`` need not repeat how many there are."""
-    (found, *_) = labels_of(folder, "labels: numbers, label_values: [8, 7, 11]")
-    assert np.array_equal(found, np.array([1, 0, 2])[CLASSES])
+    (result, *_) = labels_of(folder, "labels: numbers, label_values: [8, 7, 11]")
+    assert np.array_equal(result, np.array([1, 0, 2])[CLASSES])
 
 
 @pytest.mark.parametrize(
@@ -123,5 +123,5 @@ def test_maps_may_have_a_suffix_and_stand_beside_their_pictures(
     folder: Path, images: str, labels: str
 ) -> None:
     maps = f"labels: {labels}, label_suffix: _mask, label_values: [7, 8, 11], classes: 3"
-    found = labels_of(folder, maps, images)
-    assert all(np.array_equal(found[at], np.roll(CLASSES, at)) for at in range(12))
+    result = labels_of(folder, maps, images)
+    assert all(np.array_equal(result[at], np.roll(CLASSES, at)) for at in range(12))

@@ -128,8 +128,8 @@ def test_mean_colour_does_not_tell_the_categories_but_how_it_varies_does() -> No
             axes = torch.eye(3) - 1 / 3
             spread = ((axes @ away) - (axes @ away).mean(1, keepdim=True)).square().mean(1)
             hits.append(int(spread.argmax()) == KINDS[int(label) - 1][0])
-    middles = torch.stack([torch.stack(found).mean(0) for found in means.values()])
-    strays = torch.stack([torch.stack(found).std(0) for found in means.values()])
+    middles = torch.stack([torch.stack(result).mean(0) for result in means.values()])
+    strays = torch.stack([torch.stack(result).std(0) for result in means.values()])
     assert (middles.max(0).values - middles.min(0).values).max() < strays.min()
     assert sum(hits) / len(hits) > 0.9
 

@@ -65,11 +65,11 @@ def test_balanced_targets_are_the_slow_loop_and_no_prototype_wins() -> None:
     for _ in range(3):
         slow = slow / slow.sum(dim=0)
         slow = slow / slow.sum(dim=1, keepdim=True)
-    found = balanced_targets(logits.requires_grad_(), temperature=0.04)
-    assert torch.allclose(found, slow.view(2, 5, 3)) and not found.requires_grad
-    assert torch.allclose(found.sum(dim=-1), torch.ones(2, 5, dtype=torch.float64))
+    result = balanced_targets(logits.requires_grad_(), temperature=0.04)
+    assert torch.allclose(result, slow.view(2, 5, 3)) and not result.requires_grad
+    assert torch.allclose(result.sum(dim=-1), torch.ones(2, 5, dtype=torch.float64))
     assert (
-        float(found.mean(dim=(0, 1)).max())
+        float(result.mean(dim=(0, 1)).max())
         < 0.4
         < float(teacher_targets(logits, torch.zeros(3)).mean(dim=(0, 1)).max())
     )
@@ -78,7 +78,7 @@ def test_balanced_targets_are_the_slow_loop_and_no_prototype_wins() -> None:
 
 def test_centering_is_as_set() -> None:
     """Balanced targets do not depend on the running centre, and the loss is taken on them."""
-    found = {}
+    result = {}
     for centering in ("mean", "sinkhorn"):
         made = learner(settings=DinoSettings(centering=centering))  # type: ignore[arg-type]
         before = made.forward(0).teacher_targets
@@ -89,8 +89,8 @@ def test_centering_is_as_set() -> None:
         made.center += torch.randn(
             made.center.shape, generator=torch.Generator().manual_seed(0)
         ).to(made.center)
-        found[centering] = torch.allclose(made.forward(0).teacher_targets, before)
-    assert found == {"mean": False, "sinkhorn": True}
+        result[centering] = torch.allclose(made.forward(0).teacher_targets, before)
+    assert result == {"mean": False, "sinkhorn": True}
 
 
 @torch.no_grad()

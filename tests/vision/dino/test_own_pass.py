@@ -34,11 +34,11 @@ def test_targets_are_valued_beside_the_students_own_pass() -> None:
     computed = float(objective.loss(point, task.controls()).detach())
     assert known == pytest.approx(computed, rel=1e-5)
     exact = value_estimator(made, "double_backward")(context, task).gradient[0]
-    found = ValueEstimator(made, Alignment("dot"), estimator_named("one_sided_difference"))
-    found.update([direction(made)], None, 0.1)
-    gradient = found(context, task).gradient[0]
+    result = ValueEstimator(made, Alignment("dot"), estimator_named("one_sided_difference"))
+    result.update([direction(made)], None, 0.1)
+    gradient = result(context, task).gradient[0]
     assert float((gradient - exact).norm()) <= 1e-2 * float(exact.norm())
-    assert not found.estimator.central  # type: ignore[attr-defined]
+    assert not result.estimator.central  # type: ignore[attr-defined]
     loss = made.loss(context, task)
     assert float(loss.detach()) == pytest.approx(known, rel=1e-6)
     loss.backward()
@@ -67,24 +67,24 @@ def test_what_enters_the_suffix_is_computed_once(kind: str, blocks: Any) -> None
     task = soft(made.forward(0))
     runs: list[int] = []
     hook = made.backbone.blocks[0].register_forward_hook(lambda *_: runs.append(1))
-    found = {}
+    result = {}
     for name in ("central_difference", "one_sided_difference"):
         value = ValueEstimator(made, Alignment("dot"), estimator_named(name))
         value.update([direction(made)], None, 0.1)
         value(made.forward(0), task)  # measures its step
         context = made.forward(0)
         runs.clear()
-        found[name] = value(context, task).gradient[0]
+        result[name] = value(context, task).gradient[0]
         made.loss(context, task).backward()
-        found[name, "runs"] = len(runs)
+        result[name, "runs"] = len(runs)
     hook.remove()
-    error = (found["one_sided_difference"] - found["central_difference"]).norm()
-    assert float(error) <= 1e-2 * float(found["central_difference"].norm())
+    error = (result["one_sided_difference"] - result["central_difference"]).norm()
+    assert float(error) <= 1e-2 * float(result["central_difference"].norm())
     below = made.suffix.first if not made.suffix.whole else 0
     student = 2  # passes of the whole: global views and local ones
     if below:  # the first block is below S
-        assert found["one_sided_difference", "runs"] == student
-        assert found["central_difference", "runs"] == 2 * student
+        assert result["one_sided_difference", "runs"] == student
+        assert result["central_difference", "runs"] == 2 * student
     else:
-        assert found["one_sided_difference", "runs"] == 2 * student
-        assert found["central_difference", "runs"] == 3 * student
+        assert result["one_sided_difference", "runs"] == 2 * student
+        assert result["central_difference", "runs"] == 3 * student

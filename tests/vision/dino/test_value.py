@@ -37,11 +37,11 @@ def test_every_estimator_gives_the_naive_double_backward(
     task = surface(context)
     value, gradient = naive(made, context, task)
     for estimator in ESTIMATORS:
-        found = value_estimator(made, estimator)(context, task)
+        result = value_estimator(made, estimator)(context, task)
         tolerance = 1e-5 if estimator == "central_difference" else 1e-8
-        assert float(found.value) == pytest.approx(float(value), rel=tolerance), estimator
+        assert float(result.value) == pytest.approx(float(value), rel=tolerance), estimator
         assert torch.allclose(
-            found.gradient[0],
+            result.gradient[0],
             gradient,
             rtol=tolerance,
             atol=tolerance * float(gradient.abs().max()),
@@ -82,9 +82,9 @@ def test_all_parameters_as_s_cut_at_the_pixels() -> None:
     task = masked(context)
     value, gradient = naive(made, context, task)
     for estimator in ESTIMATORS:
-        found = value_estimator(made, estimator)(made.forward(0), task)
-        assert float(found.value) == pytest.approx(float(value), rel=1e-4)
-        assert cosine(found.gradient[0], gradient) > 1 - 1e-8
+        result = value_estimator(made, estimator)(made.forward(0), task)
+        assert float(result.value) == pytest.approx(float(value), rel=1e-4)
+        assert cosine(result.gradient[0], gradient) > 1 - 1e-8
     assert torch.isfinite(
         made.loss(made.forward(0), BaselineViews())
     )  # no rotary cache holds a dual number now
@@ -109,30 +109,30 @@ def test_alignments_that_need_the_whole_gradient_get_it(alignment: Any) -> None:
             "lower_bound": product - 0.05 * square,
         }
         (gradient,) = torch.autograd.grad(scores[alignment], control)
-    found = value_estimator(made, "double_backward", alignment)(context, task)
-    assert float(found.value) == pytest.approx(float(scores[alignment].detach()), rel=1e-8)
+    result = value_estimator(made, "double_backward", alignment)(context, task)
+    assert float(result.value) == pytest.approx(float(scores[alignment].detach()), rel=1e-8)
     assert torch.allclose(
-        found.gradient[0], gradient, rtol=1e-7, atol=1e-9 * float(gradient.abs().max())
+        result.gradient[0], gradient, rtol=1e-7, atol=1e-9 * float(gradient.abs().max())
     )
 
 
 def test_without_local_views_the_gradient_stays_and_the_gain_too() -> None:
-    found = {}
+    result = {}
     for held in (True, False):
         made = learner(settings=PLAIN_TEACHER.model_copy(update={"local_views_in_value": held}))
         context = made.forward(0)
         task = masked(context)
         value_of = value_estimator(made, "double_backward")
         plain = value_of(context, task.with_controls((torch.ones_like(task.mask),)))
-        found[held] = (value_of(context, task), plain)
-    assert torch.allclose(found[True][0].gradient[0], found[False][0].gradient[0], rtol=1e-9)
+        result[held] = (value_of(context, task), plain)
+    assert torch.allclose(result[True][0].gradient[0], result[False][0].gradient[0], rtol=1e-9)
     task, (value, _) = soft(context), naive(made, context, soft(context))
     assert float(value_of(context, task).value) == pytest.approx(
         float(value), rel=1e-9
     )  # targets speak to all views
-    gains = [float(steered.value - plain.value) for steered, plain in found.values()]
+    gains = [float(steered.value - plain.value) for steered, plain in result.values()]
     assert gains[0] == pytest.approx(gains[1], rel=1e-9)
-    assert float(found[True][0].value) != pytest.approx(float(found[False][0].value), rel=1e-3)
+    assert float(result[True][0].value) != pytest.approx(float(result[False][0].value), rel=1e-3)
 
 
 def test_the_value_under_a_teacher_of_learned_views_holds_its_targets_still() -> None:
@@ -140,9 +140,9 @@ def test_the_value_under_a_teacher_of_learned_views_holds_its_targets_still() ->
     context = made.forward(0)
     task = masked(context)
     value, gradient = naive(made, context, task)
-    found = value_estimator(made, "forward_mode")(context, task)
-    assert float(found.value) == pytest.approx(float(value), rel=1e-8)
-    assert cosine(found.gradient[0], gradient) > 1 - 1e-10
+    result = value_estimator(made, "forward_mode")(context, task)
+    assert float(result.value) == pytest.approx(float(value), rel=1e-8)
+    assert cosine(result.gradient[0], gradient) > 1 - 1e-10
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -158,9 +158,9 @@ def test_central_differences_in_float32_point_where_float64_does(
         narrow.model.load_state_dict(exact.model.state_dict())
         narrow.load_state_dict(exact.state_dict())
     seen = narrow.forward(0)
-    found = value_estimator(narrow, "central_difference")(seen, surface(seen))
+    result = value_estimator(narrow, "central_difference")(seen, surface(seen))
     assert (
-        found.gradient[0].dtype == torch.float32 and cosine(found.gradient[0], gradient) >= 0.9999
+        result.gradient[0].dtype == torch.float32 and cosine(result.gradient[0], gradient) >= 0.9999
     )
 
 
@@ -187,8 +187,8 @@ def test_valuing_leaves_no_trace() -> None:
     context = made.forward(0)
     before = {n: t.clone() for n, t in made.model.state_dict().items()}
     state = torch.get_rng_state()
-    found = value_estimator(made, "central_difference")(context, masked(context))
-    assert torch.equal(found.gradient[0], calm.gradient[0])
+    result = value_estimator(made, "central_difference")(context, masked(context))
+    assert torch.equal(result.gradient[0], calm.gradient[0])
     assert torch.equal(torch.get_rng_state(), state) and made.model.backbone.training
     assert all(p.grad is None and p.requires_grad for p in made.model.parameters())
     assert all(torch.equal(before[n], t) for n, t in made.model.state_dict().items())
@@ -202,8 +202,8 @@ def test_two_global_views_are_enough() -> None:
     context = made.forward(0)
     task = masked(context)
     value, gradient = naive(made, context, task)
-    found = value_estimator(made, "forward_mode")(context, task)
-    assert float(found.value) == pytest.approx(float(value), rel=1e-8)
+    result = value_estimator(made, "forward_mode")(context, task)
+    assert float(result.value) == pytest.approx(float(value), rel=1e-8)
     assert torch.allclose(
-        found.gradient[0], gradient, rtol=1e-7, atol=1e-9 * float(gradient.abs().max())
+        result.gradient[0], gradient, rtol=1e-7, atol=1e-9 * float(gradient.abs().max())
     )

@@ -37,7 +37,7 @@ def pictures(count, start=0, noise=0.0):
     """2 x 2 patches of one class each (depth likewise), a void corner, and a pixel without
     depth.
     """
-    found = []
+    result = []
     for at in range(start, start + count):
         generator = torch.Generator().manual_seed(at)
         labels = (
@@ -53,8 +53,8 @@ def pictures(count, start=0, noise=0.0):
         )
         depth = 1.0 + 2 * labels.float()
         labels[0, 0], depth[0, 1] = IGNORE, 0.0
-        found.append(Picture(str(at), pixels, labels, depth, at % CLASSES))
-    return found
+        result.append(Picture(str(at), pixels, labels, depth, at % CLASSES))
+    return result
 
 
 def seen(given):
@@ -77,22 +77,22 @@ def test_mean_iou_is_that_of_scikit_learn(monkeypatch):
     logits[:, CLASSES] -= 100  # a class that is neither there nor predicted is not in the mean
     monkeypatch.setattr(probes, "fit", lambda *args: Recited(logits))
     monkeypatch.setattr(probes, "SCORED_PICTURES", 2)
-    found = segmentation_probe(seen(pictures(8)), test, classes=CLASSES + 1, settings=QUICK).scores
+    result = segmentation_probe(seen(pictures(8)), test, classes=CLASSES + 1, settings=QUICK).scores
     labels = torch.stack([p.labels for p in test.pictures])
     counted = labels != IGNORE
     predicted = logits.argmax(dim=1)
     expected = jaccard_score(labels[counted], predicted[counted], average="macro")
-    assert found["miou"].value == pytest.approx(expected, rel=1e-9)
+    assert result["miou"].value == pytest.approx(expected, rel=1e-9)
     loss = nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE)
-    assert found["cross_entropy"].value == pytest.approx(float(loss), rel=1e-6)
-    for each in found.values():
+    assert result["cross_entropy"].value == pytest.approx(float(loss), rel=1e-6)
+    for each in result.values():
         assert len(each.items) == each.n == 5 and each.stderr > 0
         assert sum(each.items) / 5 == pytest.approx(each.value, rel=1e-9)
-    assert found["miou"].higher_is_better and not found["cross_entropy"].higher_is_better
+    assert result["miou"].higher_is_better and not result["cross_entropy"].higher_is_better
     masks = [(labels == c, (predicted == c) & counted) for c in range(CLASSES)]
     both = torch.stack([(true & said).sum(dim=(1, 2)) for true, said in masks], dim=1).double()
     union = torch.stack([(true | said).sum(dim=(1, 2)) for true, said in masks], dim=1).double()
-    assert found["miou"].stderr == pytest.approx(bootstrap_stderr([(both, union)]))
+    assert result["miou"].stderr == pytest.approx(bootstrap_stderr([(both, union)]))
 
 
 class Recited:
@@ -128,11 +128,11 @@ def test_linearised_items_by_hand_and_their_spread():
 def test_depth_errors_by_hand():
     predicted = torch.tensor([[[2.0, 5.0, 9.0]], [[4.0, 4.0, 4.0]]])
     depth = torch.tensor([[[1.0, 4.5, float("nan")]], [[4.0, 8.0, 5.0]]])
-    found = depth_errors(predicted, depth, depth > 0)
+    result = depth_errors(predicted, depth, depth > 0)
     first = [((1 + 0.25) / 2) ** 0.5, (1 + 0.5 / 4.5) / 2, 1 / 2]
     # 4 for 5 is a ratio of exactly 1.25, which is not below it
     second = [((16 + 1) / 3) ** 0.5, (0.5 + 0.2) / 3, 1 / 3]
-    assert found.tolist() == [pytest.approx(first), pytest.approx(second)]
+    assert result.tolist() == [pytest.approx(first), pytest.approx(second)]
 
 
 def test_depth_scores_are_means_over_pictures_of_clipped_predictions(monkeypatch):
@@ -151,12 +151,12 @@ def test_depth_scores_are_means_over_pictures_of_clipped_predictions(monkeypatch
 
 def test_probes_learn_what_features_hold_and_not_what_they_do_not():
     train, test = seen(pictures(40)), seen(pictures(20, 100))
-    found = segmentation_probe(train, test, classes=CLASSES, settings=QUICK).scores["miou"]
+    result = segmentation_probe(train, test, classes=CLASSES, settings=QUICK).scores["miou"]
     blind = StoredFeatures(
         test.pictures, Features(torch.zeros_like(test.features.patches), test.features.pooled)
     )
     nothing = segmentation_probe(train, blind, classes=CLASSES, settings=QUICK).scores["miou"]
-    assert found.value > 0.9 and nothing.value < 0.3
+    assert result.value > 0.9 and nothing.value < 0.3
     depth = depth_probe(train, test, settings=QUICK).scores
     assert (
         depth["rmse"].value < 0.9 < depth_probe(train, blind, settings=QUICK).scores["rmse"].value
@@ -172,10 +172,10 @@ def test_training_at_another_size_still_scores_at_the_pictures_own():
     train, test = seen(pictures(40)), seen(pictures(20, 100))
     whole = segmentation_probe(train, test, classes=CLASSES, settings=QUICK).scores
     small = QUICK.model_copy(update={"train_size": (2, 2)})
-    found = segmentation_probe(train, test, classes=CLASSES, settings=small).scores
-    assert found["miou"].value == pytest.approx(whole["miou"].value, abs=0.05)
+    result = segmentation_probe(train, test, classes=CLASSES, settings=small).scores
+    assert result["miou"].value == pytest.approx(whole["miou"].value, abs=0.05)
     assert (
-        found["cross_entropy"].value > whole["cross_entropy"].value
+        result["cross_entropy"].value > whole["cross_entropy"].value
     )  # it was not trained for these pixels
     assert depth_probe(train, test, settings=small).scores["rmse"].value < 1.2
 
@@ -294,14 +294,14 @@ def test_freeze_is_the_backbone_in_evaluation_mode_without_a_graph():
     mean, std = (0.1, 0.2, 0.3), (0.5, 1.0, 2.0)
     encoder = types.SimpleNamespace(model=model, features=features, mean=mean, std=std)
     given, state = pictures(5), torch.get_rng_state()
-    found = freeze(encoder, given, batch_size=2)
+    result = freeze(encoder, given, batch_size=2)
     assert torch.equal(torch.get_rng_state(), state) and model.training and model[1].training
-    assert not found.features.patches.requires_grad and (model[0].weight.grad == 1).all()
+    assert not result.features.patches.requires_grad and (model[0].weight.grad == 1).all()
     torch.testing.assert_close(
-        found.features.patches, model[0](normalised(given, mean, std)).detach()
+        result.features.patches, model[0](normalised(given, mean, std)).detach()
     )
-    assert [p.name for p in found.at([3, 1]).pictures] == ["3", "1"]
-    torch.testing.assert_close(found.at([3, 1]).features.pooled, found.features.pooled[[3, 1]])
+    assert [p.name for p in result.at([3, 1]).pictures] == ["3", "1"]
+    torch.testing.assert_close(result.at([3, 1]).features.pooled, result.features.pooled[[3, 1]])
 
 
 class Watched:

@@ -59,7 +59,7 @@ def new_learner(**options):
 
 def pictures(count, start=0, side=SIDE):
     """Labels and depth follow from brightness, so that there is something to learn."""
-    found = []
+    result = []
     for at in range(start, start + count):
         generator = torch.Generator().manual_seed(at)
         coarse = torch.randint(
@@ -69,8 +69,8 @@ def pictures(count, start=0, side=SIDE):
         labels = (pixels[0].long() * CLASSES) // 256
         depth = 1 + pixels[1].float() / 64
         labels[0, : at % 4], depth[1, : 1 + at % 3] = IGNORE, float("nan")
-        found.append(Picture(f"train/{at}", pixels, labels, depth, int(labels[-1, -1])))
-    return found
+        result.append(Picture(f"train/{at}", pixels, labels, depth, int(labels[-1, -1])))
+    return result
 
 
 def new_feedback(train=None, meta=None, tasks=TASKS, **changed):
@@ -97,10 +97,10 @@ def test_the_gradient_is_that_of_the_whole_computation_written_out(monkeypatch):
     feedback.heads.double()
     feedback.warm_up(learner, 5)
     heads = {name: copy.deepcopy(head).eval() for name, head in feedback.heads.items()}
-    found = feedback.gradients(learner)
+    result = feedback.gradients(learner)
     twin = new_learner(dtype=torch.float64)
     twin.model.eval()
-    for gradient, (pool,) in zip(found, feedback.meta, strict=True):
+    for gradient, (pool,) in zip(result, feedback.meta, strict=True):
         losses = {"segmentation": [], "depth": []}
         for picture in pool.pictures:
             patches = twin.model(normalised([picture]).double())[0]
@@ -143,7 +143,7 @@ def test_nothing_of_the_learner_moves():
     state = torch.get_rng_state()
     feedback.warm_up(learner, 3)
     with torch.no_grad():  # whatever the caller's mode
-        found = feedback.gradients(learner)
+        result = feedback.gradients(learner)
     assert torch.equal(torch.get_rng_state(), state)
     assert (marked.grad == 7).all()
     assert all(p.grad is None for p in learner.model.parameters() if p is not marked)
@@ -152,8 +152,8 @@ def test_nothing_of_the_learner_moves():
     assert [p.requires_grad for p in learner.model.parameters()] == [True, False, True, True]
     assert not frozen_already.requires_grad
     assert all(p.requires_grad for p in feedback.heads.parameters())
-    assert not any(piece.requires_grad for gradient in found for piece in gradient.values())
-    assert len(found) == 2 and all(set(gradient) == set(learner.aligned) for gradient in found)
+    assert not any(piece.requires_grad for gradient in result for piece in gradient.values())
+    assert len(result) == 2 and all(set(gradient) == set(learner.aligned) for gradient in result)
 
 
 def test_the_direction_helps_on_pictures_that_it_did_not_see():
@@ -189,10 +189,10 @@ def test_held_out_loss_has_its_graph_to_the_learner(monkeypatch):
     monkeypatch.setattr(module, "CHUNK_PICTURES", 2)
     pieces = list(feedback.held_out_loss(learner, fresh))
     assert len(pieces) == 3
-    for found, want in zip(
+    for result, want in zip(
         torch.autograd.grad(sum(pieces), list(learner.model.parameters())), whole, strict=True
     ):
-        torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(result, want, rtol=1e-4, atol=1e-6)
     assert all(piece.abs().sum() > 0 for piece in whole)
 
 
@@ -317,23 +317,23 @@ def test_on_a_transformer_every_part_of_S_is_reached(blocks):
     )
     feedback.warm_up(learner, 3)
     state, asking = torch.get_rng_state(), [p.requires_grad for p in model.parameters()]
-    found = feedback.gradients(learner)
+    result = feedback.gradients(learner)
     assert (
         torch.equal(torch.get_rng_state(), state)
         and [p.requires_grad for p in model.parameters()] == asking
     )
-    assert all(gradient.keys() == aligned.keys() for gradient in found)
+    assert all(gradient.keys() == aligned.keys() for gradient in result)
     # No key bias changes an attention; all else does.
-    silent = {name for name, piece in found[0].items() if piece.abs().max() < 1e-12}
+    silent = {name for name, piece in result[0].items() if piece.abs().max() < 1e-12}
     assert all("k_proj.bias" in name for name in silent)
-    assert not torch.allclose(flat(found[0]), flat(found[1]), rtol=1e-2)
+    assert not torch.allclose(flat(result[0]), flat(result[1]), rtol=1e-2)
 
 
 def test_narrow_parameters_give_wide_gradients():
-    found = new_feedback().gradients(new_learner(dtype=torch.bfloat16))
+    result = new_feedback().gradients(new_learner(dtype=torch.bfloat16))
     assert all(
         piece.dtype == torch.float32 and piece.isfinite().all()
-        for g in found
+        for g in result
         for piece in g.values()
     )
 
@@ -344,11 +344,11 @@ def test_shuffled_gives_every_picture_the_targets_of_another():
         + [dataclasses.replace(p, depth=None) for p in pictures(2, 50)]
         + pictures(2, 60, side=12)
     )
-    found = shuffled(given, 1)
+    result = shuffled(given, 1)
     owners = {id(p.labels): at for at, p in enumerate(given)}
-    donors = [owners[id(p.labels)] for p in found]
+    donors = [owners[id(p.labels)] for p in result]
     assert sorted(donors) == list(range(13)) and all(donor != at for at, donor in enumerate(donors))
-    for at, (p, donor) in enumerate(zip(found, donors, strict=True)):
+    for at, (p, donor) in enumerate(zip(result, donors, strict=True)):
         assert p.pixels is given[at].pixels and p.name == given[at].name
         assert p.depth is given[donor].depth and p.category == given[donor].category
     assert [owners[id(p.labels)] for p in shuffled(given, 1)] == donors

@@ -62,9 +62,9 @@ def test_balanced_weights_give_every_class_the_same_say():
 def test_depth_losses_by_hand(loss, expected):
     depth = torch.tensor([[[3.0, 5.0, 0.0], [float("nan"), -1.0, 40.0]]])
     predicted = torch.tensor([[[4.0, 3.0, 7.0], [7.0, 7.0, 7.0]]], requires_grad=True)
-    found = mean_loss(Depth(loss), predicted, depth)
-    assert found.item() == pytest.approx(expected)
-    (gradient,) = torch.autograd.grad(found, predicted)
+    result = mean_loss(Depth(loss), predicted, depth)
+    assert result.item() == pytest.approx(expected)
+    (gradient,) = torch.autograd.grad(result, predicted)
     assert gradient.isfinite().all() and gradient.flatten()[2:].eq(0).all()
     scale = (0.5, -0.5) if loss == "l1" else (1.0, -2.0)
     assert gradient.flatten()[:2].tolist() == pytest.approx(scale)

@@ -103,8 +103,8 @@ def test_value_gradients_against_brute_force(error, aligned_blocks, estimator):
         )
         return sum(float((a * b).sum()) for a, b in zip(u.values(), gradients, strict=True))
 
-    found, *gradients = appraised(learner, estimator, task=task)
-    assert found == pytest.approx(value(task.controls()), rel=1e-5)
+    result, *gradients = appraised(learner, estimator, task=task)
+    assert result == pytest.approx(value(task.controls()), rel=1e-5)
     for which, gradient in enumerate(gradients):
         assert gradient.shape == task.controls()[which].shape
         picks = gradient.abs().flatten().topk(6).indices.tolist()
@@ -125,9 +125,11 @@ def test_float64_estimators_agree(alignment, error):
     learner = tiny_learner(error=error)
     reference = appraised(learner, "double_backward", alignment)
     for estimator, tolerance in (("forward_mode", 1e-6), ("central_difference", 1e-5)):
-        found = appraised(learner, estimator, alignment)
-        assert found[0] == pytest.approx(reference[0], rel=tolerance)
-        assert close(found[1], reference[1], tolerance) and close(found[2], reference[2], tolerance)
+        result = appraised(learner, estimator, alignment)
+        assert result[0] == pytest.approx(reference[0], rel=tolerance)
+        assert close(result[1], reference[1], tolerance) and close(
+            result[2], reference[2], tolerance
+        )
 
 
 @pytest.mark.parametrize(("dtype", "least"), [(torch.float32, 0.9999), (torch.bfloat16, 0.99)])
@@ -138,12 +140,12 @@ def test_narrow_central_difference_against_float64(dtype, least):
     narrow, wide = tiny_learner(dtype=dtype), tiny_learner()
     for one, other in ((wide.model, narrow.model), (wide.target_encoder, narrow.target_encoder)):
         one.load_state_dict(other.state_dict())
-    for found, reference in zip(
+    for result, reference in zip(
         appraised(narrow, "central_difference")[1:],
         appraised(wide, "double_backward")[1:],
         strict=True,
     ):
-        assert float(torch.cosine_similarity(found.flatten(), reference.flatten(), dim=0)) >= least
+        assert float(torch.cosine_similarity(result.flatten(), reference.flatten(), dim=0)) >= least
 
 
 def test_a_mask_over_patches_that_are_no_context_is_worth_nothing():

@@ -42,13 +42,13 @@ def test_a_picture_is_worth_what_its_own_part_of_the_loss_is(parts):
     learner, selector = parts.learner, parts.designer.selector
     context = learner.forward(next(parts.stream))
     value_of = valued(learner)
-    found = selector.values([context], value_of)[:, 0]
+    result = selector.values([context], value_of)[:, 0]
     targets = context.teacher_targets
     for place in range(targets.shape[1]):
         alone = torch.zeros_like(targets)
         alone[:, place] = targets.shape[1] * targets[:, place]
         gradient = value_of.gradient(context, LearnedTargets(alone))
-        for direction, figure in zip(value_of.feedback_gradients, found[:, place], strict=True):
+        for direction, figure in zip(value_of.feedback_gradients, result[:, place], strict=True):
             assert float(figure) == pytest.approx(
                 float(vectors.inner(direction, gradient)), rel=1e-3, abs=1e-6
             )
@@ -137,5 +137,5 @@ def test_a_whole_run_hears_the_feedback_and_draws_what_the_plain_one_draws(mater
 
 def test_doctor_tries_estimators_on_an_arm_whose_task_has_controls():
     """The task that crops are trained with is the plain one, which has nothing to value."""
-    found = doctor(tiny_recipe("arm=chosen_crops"))["estimators"]
-    assert all(row["cosine"] > 0.999 for row in found)
+    result = doctor(tiny_recipe("arm=chosen_crops"))["estimators"]
+    assert all(row["cosine"] > 0.999 for row in result)

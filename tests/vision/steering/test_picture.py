@@ -42,11 +42,11 @@ def test_an_arm_that_steers_no_views_has_no_picture(arm, kind, materials, tmp_pa
 def test_what_is_drawn_is_what_the_learner_sees(materials):
     recipe, parts = parts_of(materials, "constant_mask")
     batch, crops = next(parts.stream), recipe.learner.crops
-    found = steered_views(parts.learner, parts.designer, batch, mean=crops.mean, std=crops.std)
-    assert found is not None and len(found.crops) == recipe.data.batch_size
-    assert torch.allclose(found.masks, torch.full_like(found.masks, recipe.designer.keep_ratio))
+    result = steered_views(parts.learner, parts.designer, batch, mean=crops.mean, std=crops.std)
+    assert result is not None and len(result.crops) == recipe.data.batch_size
+    assert torch.allclose(result.masks, torch.full_like(result.masks, recipe.designer.keep_ratio))
     context = parts.learner.forward(batch)
     scale, shift = (torch.tensor(each).view(3, 1, 1) for each in (crops.std, crops.mean))
-    assert torch.allclose((found.crops - shift) / scale, context.global_views[0], atol=1e-4)
-    assert not torch.equal(found.views, found.crops)
-    assert float(found.views.min()) >= 0 and float(found.views.max()) <= 1
+    assert torch.allclose((result.crops - shift) / scale, context.global_views[0], atol=1e-4)
+    assert not torch.equal(result.views, result.crops)
+    assert float(result.views.min()) >= 0 and float(result.views.max()) <= 1
