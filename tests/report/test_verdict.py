@@ -109,7 +109,7 @@ def with_scores(section: Section, result: str, p: float = 0.01) -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "outcome"),
+    ("result", "outcome"),
     [
         ("better", "Your examples helped: "),
         ("worse", "Your examples did harm: "),
@@ -154,7 +154,7 @@ LIKE_A_CONTROL = (
 
 
 @pytest.mark.parametrize(
-    ("found", "start", "end"),
+    ("result", "start", "end"),
     [
         ("worse", HELPED, "It is ahead of the control random_feedback too. "),
         ("undecided", LIKE_A_CONTROL, "It is not clearly ahead of the control random_feedback. "),

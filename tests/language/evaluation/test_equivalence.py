@@ -48,7 +48,7 @@ def test_equal_quantities_and_texts():
 
 @needs_math_verify
 @pytest.mark.parametrize(
-    ("expected", "found", "same"),
+    ("expected", "result", "same"),
     [
         (r"\frac{1}{2}", "0.5", True),
         ("x^2+2x+1", "(x+1)^2", True),
