@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from peft import PromptTuningConfig, get_peft_model
 from torch.utils.data import IterableDataset
 from transformers import DataCollatorForLanguageModeling
 
@@ -126,6 +127,12 @@ def test_the_baseline_leaves_the_keys_of_arms_that_steer_aside(keys):
 def test_an_argument_that_cannot_work_is_refused(given, said, tmp_path, feedback, stream):
     with pytest.raises(UserError, match=f"(?s){said}"):
         made(tmp_path, feedback, stream, **given)
+
+
+def test_a_learned_prompt_is_refused_by_its_name(tmp_path, feedback, stream):
+    prompt = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    with pytest.raises(UserError, match=r"(?s)model: .*got +PromptTuningConfig.*accepted +LoR"):
+        made(tmp_path, feedback, stream, model=get_peft_model(tiny(), prompt))
 
 
 @pytest.mark.parametrize("arm", ["onehot", "uniform_smoothing"])

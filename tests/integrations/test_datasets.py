@@ -163,3 +163,11 @@ def test_rows_that_are_trained_on_are_found_in_any_form(row):
         ):
             check_apart(feedback, trained_on(rows, TOKENIZER), special)
         check_apart(feedback[:1], trained_on(rows, TOKENIZER), special)
+
+
+def test_rows_that_are_tokenised_when_they_are_read_are_found():
+    table = Dataset.from_list([{"line": "ann sings ."}] * 300 + [{"line": f"{ASKED} {ANSWER}"}])
+    table.set_transform(lambda part: {"input_ids": [ids(line) for line in part["line"]]})
+    feedback = read({"prompt": ASKED, "solution": ANSWER})
+    with pytest.raises(UserError, match=r"feedback_dataset\[0\] = train_dataset\[300\]"):
+        check_apart(feedback, trained_on(table, TOKENIZER), set(TOKENIZER.all_special_ids))

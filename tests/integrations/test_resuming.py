@@ -93,6 +93,24 @@ def test_a_meta_step_that_waits_is_taken_after_a_resume(
         assert resumed.steered_metrics.keys() == whole.steered_metrics.keys()
 
 
+def test_a_trainer_that_trains_again_takes_its_meta_steps(tmp_path, feedback, stream, monkeypatch):
+    """Also where it goes on from the step that it took last."""
+    ours, taken = MetaStep.__call__, []
+    monkeypatch.setattr(
+        MetaStep, "__call__", lambda self, *given: (taken.append(1), ours(self, *given))[1]
+    )
+    saving = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    trainer = steered(tmp_path, feedback, stream, steering={"meta_period": 1}, **saving)
+    trainer.train()
+    assert len(taken) == 2
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert len(taken) == 3
+    trainer.args.max_steps = 1
+    for expected in (4, 5):
+        trainer.train()
+        assert len(taken) == expected
+
+
 def test_feedback_looks_at_the_untouched_model_once_and_not_after_a_resume(
     tmp_path, feedback, stream, monkeypatch
 ):

@@ -101,7 +101,7 @@ def comparing(folder, jobs):
 
 def searched(folder):
     """Every trial that came to an end, by its values; two workers end theirs in any order."""
-    trials = sweeps._finished(sweeps._study(folder))
+    trials = sweeps._ended_trials(sweeps._study(folder))
     result = [[sorted(trial.params.items()), trial.values] for trial in trials]
     return json.dumps([sorted(result), json.loads((folder / "sweep.json").read_text())["trials"]])
 

@@ -4,6 +4,7 @@ import errno
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from tests.reliability.processes import together
 from vpretrain.system import distributed
@@ -84,11 +85,33 @@ def failed(error):
 
 
 @pytest.mark.parametrize(
-    "error", [Fault("it is broken"), PermissionError(errno.EACCES, "not yours", "runs")]
+    "error",
+    [
+        Fault("it is broken"),
+        PermissionError(errno.EACCES, "not yours", "runs"),
+        SafetensorError("No space left"),
+        KeyError("a bug"),
+    ],
 )
 def test_what_fails_on_the_first_is_told_to_all(error):
     """Otherwise the others would die of a broken connection."""
     assert together(2, failed, error) == [[str(error)] * 2] * 2
+
+
+def failed_beyond_pickle():
+    class Local(Exception):
+        pass
+
+    def make():
+        raise Local("broken")
+
+    with pytest.raises(RuntimeError) as raised:
+        distributed.from_first_rank(make)
+    return str(raised.value)
+
+
+def test_an_error_that_cannot_be_sent_is_told_by_its_message():
+    assert together(2, failed_beyond_pickle) == ["Local: broken"] * 2
 
 
 def test_what_a_launcher_left_out_and_too_many_processes_are_named(monkeypatch):

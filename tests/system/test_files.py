@@ -33,6 +33,24 @@ def test_others_may_read_what_safetensors_writes(tmp_path: Path) -> None:
     assert len(modes) == 1
 
 
+def test_permissions_are_given_without_touching_those_of_other_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The umask is the whole process's; two threads that set it back would leave it changed."""
+
+    def refused(*_: object) -> None:
+        raise PermissionError("no permissions on this file system")
+
+    monkeypatch.setattr("os.umask", refused)
+    for chmod in (Path.chmod, refused):
+        monkeypatch.setattr(Path, "chmod", chmod)
+        with replacing(tmp_path / "model") as scratch:
+            scratch.mkdir()
+            save_file({"weight": torch.zeros(2)}, scratch / "model.safetensors")
+        names = [path.name for path in (tmp_path / "model").iterdir()]
+        assert names == ["model.safetensors"]
+
+
 def test_a_folder_takes_the_place_of_another(tmp_path: Path) -> None:
     path = tmp_path / "best"
     for name in ("old", "new"):

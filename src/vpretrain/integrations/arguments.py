@@ -132,6 +132,15 @@ def _machines(trainer: Any) -> Iterator[Refusal]:
         "weights in float32 or bfloat16, LoRA too",
         "the value of a task is taken in float32 through the blocks' weights, packed here",
     )
+    adapters = getattr(trainer.model, "peft_config", None) or {}
+    prompts = [each for each in adapters.values() if getattr(each, "is_prompt_learning", False)]
+    yield (
+        prompts,
+        "model",
+        ", ".join(type(each).__name__ for each in prompts),
+        "LoRA, or another adapter inside the blocks",
+        "a learned prompt lies outside the blocks on whose parameters gradients are compared",
+    )
 
 
 def _sharding(trainer: Any) -> Iterator[Refusal]:

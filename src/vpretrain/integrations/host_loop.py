@@ -101,8 +101,7 @@ class HostedStep:
         self.learner, self.meta = learner, meta
         self.metrics: Metrics = {}
         self.step = 0
-        self._begun: int | None = None
-        self._due = self._learned = False
+        self._begun = self._prepared = self._due = self._learned = False
         self._faults = 0
 
     @property
@@ -122,10 +121,11 @@ class HostedStep:
             step: of the host, from 0; the same for all parts of a step.
         """
         context = self.learner.forward(part)
-        if step == 0 and self._begun is None and self.meta.designer.uses_feedback:
+        if step == 0 and not self._prepared and self.meta.designer.uses_feedback:
             self.meta.feedback.prepare(self.learner)  # while the learner is untouched
-        if step != self._begun:
-            self._begun = self.step = step
+        self._prepared = True
+        if not self._begun or step != self.step:
+            self._begun, self.step = True, step
             self._due, self._learned = self._due or self.meta.due(step), False
         count = len(context.labels)
         everywhere, lacking = distributed.total(
@@ -158,6 +158,8 @@ class HostedStep:
         """Must be called after the last backward pass of a step, before the gradient is clipped."""
         if self._learned:
             self.metrics |= self.meta.alignment_metrics()
+        # The number of the step does not tell: a host that trains again begins at the same one.
+        self._begun = False
 
     def state_dict(self) -> State:
         """Returns the designer's side, with a pending meta step; the host saves the optimizer."""

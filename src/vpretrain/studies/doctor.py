@@ -206,11 +206,11 @@ def _with_valued_task(
     for arm in (recipe.arm, *modality.arms):
         chosen = recipe.model_copy(update={"arm": arm})
         parts = modality.build(chosen, materials)
-        if not parts.designer.uses_feedback:
-            continue
-        batch = next(parts.stream)
-        if parts.designer.make_task(_context(parts, batch), _Nothing()).controls():
-            return chosen, parts, batch
+        if parts.designer.uses_feedback:
+            batch = next(parts.stream)
+            if parts.designer.make_task(_context(parts, batch), _Nothing()).controls():
+                return chosen, parts, batch
+        del parts  # before the next learner is in memory
     message = "it has no arm whose tasks are valued, so there is no estimator to try"
     raise user_error("modality", message, value=recipe.modality)
 

@@ -14,6 +14,7 @@ batches are accumulated.
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -24,7 +25,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from vpretrain.system.errors import Fault, UserError, user_error
+from vpretrain.system.errors import user_error
 
 T = TypeVar("T")
 
@@ -125,9 +126,8 @@ def in_turn(make: Callable[[], T]) -> T:
     """What ``make`` returns: called by the first process, then by the first of every machine, then
     by the rest.
 
-    So that what one makes on disk is found by those after it. Each is :func:`alone` in its turn. A
-    UserError, Fault or OSError of one is raised on all, so that nobody waits for a process that is
-    gone."""
+    So that what one makes on disk is found by those after it. Each is :func:`alone` in its turn.
+    What one raises is raised on all, so that nobody waits for a process that is gone."""
     if world() == 1:
         return make()
     turn = 0 if rank() == 0 else 1 if os.environ.get("LOCAL_RANK") == "0" else 2
@@ -142,8 +142,8 @@ def in_turn(make: Callable[[], T]) -> T:
 
 
 def from_first_rank(make: Callable[[], T]) -> T:
-    """What ``make`` returns on the first process, :func:`alone`, on all of them; a UserError, Fault
-    or OSError is raised on all."""
+    """What ``make`` returns on the first process, :func:`alone`, on all of them; what it
+    raises is raised on all."""
     if world() == 1:
         return make()
     made, error = broadcast_object(_attempted(make) if rank() == 0 else ([], None))
@@ -153,17 +153,26 @@ def from_first_rank(make: Callable[[], T]) -> T:
 
 
 def _attempted(make: Callable[[], T]) -> tuple[list[T], Exception | None]:
-    """What ``make`` returns, :func:`alone`, or what it raises for the user to read."""
+    """What ``make`` returns, :func:`alone`, or what it raises, in a form that can be sent."""
     try:
         with alone():
             return [make()], None
-    except (UserError, Fault) as error:
-        return [], error
-    except OSError as error:
-        # Without what a library may have attached to it, which need not be picklable.
-        if error.errno is None:
-            return [], OSError(str(error))
-        return [], OSError(error.errno, error.strerror, error.filename)
+    except Exception as error:
+        return [], _picklable(error).with_traceback(error.__traceback__)
+
+
+def _picklable(error: Exception) -> Exception:
+    """The error; what a library has attached to an OSError is left out, and an error that cannot be
+    pickled becomes a RuntimeError with its message."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return OSError(error.errno, error.strerror, error.filename)
+    if isinstance(error, OSError):
+        return OSError(str(error))
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def broadcast_object(value: T) -> T:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -73,14 +74,19 @@ def put_in_place(scratch: Path, path: Path, *, flush: bool = False) -> None:
 
 
 def _allow_readers(path: Path) -> None:
-    """Gives a file the permissions that ``open`` would have given it.
-
-    safetensors makes files that their owner alone may read, which is of no use on a shared disk.
-    """
-    if path.is_file() and path.stat().st_mode & 0o777 == 0o600:
-        umask = os.umask(0o077)
-        os.umask(umask)
-        path.chmod(0o666 & ~umask)
+    """Gives a file that its owner alone may read, as safetensors makes them, the permissions of
+    other new files; file systems without permissions keep theirs."""
+    mode = path.lstat().st_mode
+    if not stat.S_ISREG(mode) or stat.S_IMODE(mode) != 0o600:
+        return
+    # Reading the umask would set it for a moment, also for other threads that write files.
+    probe = path.with_name(".mode.partial")
+    with suppress(OSError):
+        probe.touch()
+        usual = stat.S_IMODE(probe.stat().st_mode)
+        probe.unlink()
+        if usual != 0o600:
+            path.chmod(usual)
 
 
 def writable_file(path: Path, what: str) -> None:

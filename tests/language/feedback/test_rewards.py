@@ -252,6 +252,15 @@ def test_a_reward_that_is_no_number_on_another_process_is_refused_here_too(monke
         feedback_on(prompts(1), lambda row, text: 1.0).gradients(toy())
 
 
+def test_answers_beyond_the_positions_are_refused_before_the_first_step():
+    """With value.start_step the first gradient may be hours away."""
+    learner = toy()
+    positions = learner.model.config.max_position_embeddings
+    feedback = feedback_on(prompts(1), lambda row, text: 1.0, new_tokens=positions)
+    with pytest.raises(UserError, match="new_tokens"):
+        feedback.prepare(learner)
+
+
 def endless(row, text):
     while True:
         pass

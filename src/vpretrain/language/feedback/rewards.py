@@ -139,14 +139,19 @@ class Rewards(Sampled):
         self.draws = 0
         self.earned_rewards: list[Tensor] = []
 
-    def gradients(self, learner: CausalLearner) -> list[Gradient]:
-        """See :class:`Sampled`; ``UserError`` like :func:`check_positions`."""
+    def prepare(self, learner: CausalLearner) -> None:
+        """Raises ``UserError`` like :func:`check_positions`: before the first step, since feedback
+        may first be used after many (``value.start_step``)."""
         check_positions(
             learner.model,
             self.longest_prompt,
             self.sampling.new_tokens,
             f"{self.where}.new_tokens",
         )
+
+    def gradients(self, learner: CausalLearner) -> list[Gradient]:
+        """See :class:`Sampled`; raises like :meth:`prepare`."""
+        self.prepare(learner)  # a resumed run, whose settings may have changed, does not prepare
         self.earned_rewards = []
         return super().gradients(learner)
 
