@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from vpretrain.system.errors import UserError
-from vpretrain.system.files import replacing, write_json, write_text
+from vpretrain.system.files import replacing, tidy, write_json, write_text
 
 
 def test_a_file_is_there_whole_or_as_it_was(tmp_path: Path) -> None:
@@ -21,6 +21,18 @@ def test_a_file_is_there_whole_or_as_it_was(tmp_path: Path) -> None:
     write_json(path, {"a": 1})
     assert path.read_text(encoding="utf-8") == '{\n "a": 1\n}\n'
     assert [each.name for each in path.parent.iterdir()] == ["page.html"]
+
+
+def test_a_folder_that_was_being_replaced_when_the_process_was_killed_is_back(
+    tmp_path: Path,
+) -> None:
+    for name in (".best.former.partial", ".best.partial", ".step-4.former.partial", "step-4"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_text(name)
+    tidy(tmp_path)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["best", "step-4"]
+    assert (tmp_path / "best" / "weights").read_text() == ".best.former.partial"
+    assert (tmp_path / "step-4" / "weights").read_text() == "step-4"
 
 
 def test_others_may_read_what_safetensors_writes(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ from vpretrain.system.files import (
     remove,
     replacing,
     scratch_beside,
+    tidy,
     write_json,
 )
 
@@ -280,8 +281,7 @@ class CheckpointManager:
 
     def _newest(self) -> tuple[int, State] | None:
         self.wait()
-        for scratch in self.folder.glob(".*.partial"):
-            remove(scratch)
+        tidy(self.folder)
         for step in reversed(self.steps()):
             try:
                 return step, self._read(step)

@@ -15,6 +15,8 @@ from vpretrain.system.errors import user_error
 
 MOST_BYTES = 2**26
 """Maximum size of a results file."""
+_FORMER = ".former.partial"
+"""Ending of the name of a folder that is being replaced."""
 
 
 @contextmanager
@@ -59,10 +61,14 @@ def put_in_place(scratch: Path, path: Path, *, flush: bool = False) -> None:
     if path.is_dir():
         # A folder cannot be replaced in one call, and removing a large one first takes long: a
         # process killed meanwhile would leave neither the old nor the new one.
-        former = path.with_name(f".{path.name}.former.partial")
+        former = path.with_name(f".{path.name}{_FORMER}")
         remove(former)
         path.rename(former)
-        scratch.replace(path)
+        try:
+            scratch.replace(path)
+        except BaseException:
+            former.rename(path)
+            raise
         with suppress(OSError):  # on NFS a folder with an open file cannot be removed
             remove(former)
     else:
@@ -71,6 +77,19 @@ def put_in_place(scratch: Path, path: Path, *, flush: bool = False) -> None:
         scratch.replace(path)
     if flush:
         _flush(path.parent)
+
+
+def tidy(folder: Path) -> None:
+    """Removes what killed processes left in a folder.
+
+    A folder that was moved away, and whose replacement was not there yet, is put back.
+    """
+    for former in folder.glob(f".*{_FORMER}"):
+        path = folder / former.name.removeprefix(".").removesuffix(_FORMER)
+        if not path.exists():
+            former.rename(path)
+    for scratch in folder.glob(".*.partial"):
+        remove(scratch)
 
 
 def _allow_readers(path: Path) -> None:
