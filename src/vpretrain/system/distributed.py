@@ -14,7 +14,6 @@ batches are accumulated.
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -25,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from vpretrain.system.errors import user_error
+from vpretrain.system.errors import Fault, UserError, user_error
 
 T = TypeVar("T")
 
@@ -136,8 +135,8 @@ def in_turn(make: Callable[[], T]) -> T:
         error = None
         if now == turn:
             made, error = _attempted(make)
-        if raised := next(filter(None, all_gather_object(error)), None):
-            raise raised
+        if told := next(filter(None, all_gather_object(error and _sendable(error))), None):
+            raise error or told
     return made[0]
 
 
@@ -146,33 +145,32 @@ def from_first_rank(make: Callable[[], T]) -> T:
     raises is raised on all."""
     if world() == 1:
         return make()
-    made, error = broadcast_object(_attempted(make) if rank() == 0 else ([], None))
-    if error is not None:
-        raise error
+    made, error = _attempted(make) if rank() == 0 else ([], None)
+    made, told = broadcast_object((made, error and _sendable(error)))
+    if told is not None:
+        raise error or told
     return made[0]
 
 
 def _attempted(make: Callable[[], T]) -> tuple[list[T], Exception | None]:
-    """What ``make`` returns, :func:`alone`, or what it raises, in a form that can be sent."""
+    """What ``make`` returns, :func:`alone`, or what it raises."""
     try:
         with alone():
             return [make()], None
     except Exception as error:
-        return [], _picklable(error).with_traceback(error.__traceback__)
+        return [], error
 
 
-def _picklable(error: Exception) -> Exception:
-    """The error; what a library has attached to an OSError is left out, and an error that cannot be
-    pickled becomes a RuntimeError with its message."""
+def _sendable(error: Exception) -> Exception:
+    """The error without what a library may have attached to it; one of a class that is not ours
+    becomes a RuntimeError with its message, since other processes may not be able to build it."""
+    if isinstance(error, (UserError, Fault)):
+        return error
     if isinstance(error, OSError) and error.errno is not None:
         return OSError(error.errno, error.strerror, error.filename)
     if isinstance(error, OSError):
         return OSError(str(error))
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error
+    return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def broadcast_object(value: T) -> T:
