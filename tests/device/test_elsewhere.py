@@ -45,7 +45,7 @@ def assert_runs(modality, arms):
 @pytest.mark.parametrize(
     "arms",
     [
-        ["onehot", "ascent", "field", "closed_form", "token_weights", "greats_topk"],
+        ["ascent", "closed_form", "token_weights", "greats_topk"],
         pytest.param(arms_of(LANGUAGE_ARMS), marks=pytest.mark.slow),
     ],
     ids=["one of a kind", "all"],
@@ -56,7 +56,7 @@ def test_language_arms_step_evaluate_save_and_resume_there(arms):
 
 @pytest.mark.parametrize(
     "arms",
-    [["plain", "ascent"], pytest.param(arms_of(VISION_ARMS, "dino"), marks=pytest.mark.slow)],
+    [["ascent"], pytest.param(arms_of(VISION_ARMS, "dino"), marks=pytest.mark.slow)],
     ids=["one of a kind", "all"],
 )
 def test_vision_arms_step_evaluate_save_and_resume_there(arms):
