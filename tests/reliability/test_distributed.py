@@ -1,6 +1,4 @@
-"""Several processes are one run: the same figures, the same step, and a checkpoint goes on on any
-number of them.
-"""
+"""Several processes are one run: the same figures and step, and checkpoints go on on any number."""
 
 import errno
 import os

@@ -98,9 +98,7 @@ def rows_of(
     return stream.get(spec.source, ())
 
 
-def after(
-    recipe: LanguageRecipe, model: Any, tokenizer: Any, rows: Sequence[Row]
-) -> Callable[[Spending], None] | None:
+def after(recipe: LanguageRecipe, model: Any, tokenizer: Any, rows: Sequence[Row]) -> Train | None:
     """The function that runs an arm's stages after the stream; None if there are none. The rows are
     tokenised here, so that unusable ones are refused before the stream and not after it.
 
@@ -118,26 +116,7 @@ def after(
     stages = steering.ARMS.named(recipe.arm).after
     if not stages:
         return None
-    if distributed.launched():
-        message = (
-            "this arm trains with TRL after the stream, which several processes cannot share here"
-        )
-        raise user_error("arm", message, value=recipe.arm, accepted="one process, or another arm")
-    try:
-        from trl import GRPOTrainer, SFTTrainer  # imported here, before seconds are charged
-    except ImportError:
-        message = "this arm needs TRL; install the extra"
-        raise user_error(
-            "arm", message, value=recipe.arm, accepted="pip install 'vpretrain[posttrain]'"
-        ) from None
-    del GRPOTrainer, SFTTrainer
-    if (name := recipe.posttraining.grpo.checker) not in CHECKERS:
-        message = (
-            "there is no such checker; name one of these, or put your own into CHECKERS in Python"
-        )
-        raise user_error(
-            "posttraining.grpo.checker", message, value=name, accepted=", ".join(CHECKERS)
-        )
+    _check_available(recipe)
     drawn = {
         stage: _drawn(rows, getattr(recipe.posttraining, stage).most_rows, recipe.seed)
         for stage in stages
@@ -160,6 +139,30 @@ def after(
             train(spent)
 
     return run
+
+
+def _check_available(recipe: LanguageRecipe) -> None:
+    """Raises UserError where TRL, the checker or this number of processes rules the stages out."""
+    if distributed.launched():
+        message = (
+            "this arm trains with TRL after the stream, which several processes cannot share here"
+        )
+        raise user_error("arm", message, value=recipe.arm, accepted="one process, or another arm")
+    try:
+        from trl import GRPOTrainer, SFTTrainer  # imported here, before seconds are charged
+    except ImportError:
+        message = "this arm needs TRL; install the extra"
+        raise user_error(
+            "arm", message, value=recipe.arm, accepted="pip install 'vpretrain[posttrain]'"
+        ) from None
+    del GRPOTrainer, SFTTrainer
+    if (name := recipe.posttraining.grpo.checker) not in CHECKERS:
+        message = (
+            "there is no such checker; name one of these, or put your own into CHECKERS in Python"
+        )
+        raise user_error(
+            "posttraining.grpo.checker", message, value=name, accepted=", ".join(CHECKERS)
+        )
 
 
 def _drawn(rows: Sequence[Row], most: int, seed: int) -> list[Row]:

@@ -134,8 +134,7 @@ class Launch:
                 )
                 raise _nothing_to_write_from(self.folder, damage)
             # Only the first process writes them; hashing reads all of the data.
-            first = distributed.rank() == 0
-            hashes = self.modality.data_hashes(self.materials) if first else {}
+            hashes = self.modality.data_hashes(self.materials) if distributed.rank() == 0 else {}
             changes: list[Change] = []
             step0 = None
             if state is not None:
