@@ -1,0 +1,144 @@
+"""GSM8K feedback on real checkpoints: SmolLM2-135M with all parameters, Qwen2.5-0.5B by LoRA."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from studies.paper_designer import PAPER
+from studies.real_text import MEASURED, QUESTIONS
+from studies.starts import ADAPTED, RELEASED, SMOL, C, D, W
+from studies.study import Start, add
+
+BFLOAT16 = ("learner.dtype=bfloat16", "threads=1")
+ERRORS = "data.stream.2.rows.corrupt_digits=0.3"
+ELSEWHERE = (
+    "data.stream.1.rows.skip_rows=40",  # of the prose, so that some is held out
+    "data.evaluation.prose={kind: jsonl, path: prose/docs.jsonl, text: text, rows: 12}",
+    "data.evaluation.mathematics=" + MEASURED.replace("1000", "60"),
+    "evaluate.also=[mathematics,prose]",
+)
+TEST = ("data.evaluation.test.rows=200", *BFLOAT16, *ELSEWHERE)
+DEV = ("evaluate.split=dev", "data.evaluation.dev.rows=200", *BFLOAT16)
+
+FREE = "value.shrink=false"
+DOCUMENTS = f"{D} designer.tilt=1.5 {FREE}"
+FEWER_ROWS = "data.feedback.batch_size=8"
+GREATS = "arm=greats_topk designer.alignment=optimizer_aware"
+# MODELS/smollm2-reference is the adapted checkpoint after 64 steps on the feedback rows:
+# vpretrain train recipes/language/gsm8k-smollm2.yaml arm=feedback_sft budget.steps=64 seed=9
+#     learner.dtype=bfloat16 threads=1 learner.model=MODELS/smollm2-adapted/model
+#     --out MODELS/smollm2-reference
+REFERENCE = "designer.reference=MODELS/smollm2-reference/model"
+RHO = f"arm=rho1 {REFERENCE}"
+RANDOM = "arm=fixed_random_direction designer.kind=document_weights designer.tilt=1.5"
+
+DEV_START = (replace(ADAPTED, seeds=(100,)),)
+add(
+    "dev-smollm2-surfaces",
+    "SmolLM2-135M after 30 one-hot steps, the noisy stream: which surface, how far",
+    SMOL,
+    DEV_START,
+    {
+        "onehot": "arm=onehot",
+        "document_weights, tilt 1.5, no shrinkage": DOCUMENTS,
+        "token_weights, no shrinkage": f"{W} {FREE}",
+        "token_weights, tilt 1, no shrinkage": f"{W} designer.tilt=1 {FREE}",
+        "closed_form": C,
+        "closed_form, no shrinkage": f"{C} {FREE}",
+        "excess_weights, no shrinkage": f"arm=excess_weights {REFERENCE} {FREE}",
+    },
+    ERRORS,
+    *DEV,
+)
+
+ROWS = {
+    "onehot": "arm=onehot",
+    "document_weights": DOCUMENTS,
+    "fixed_random_direction": RANDOM,
+    "token_weights": f"{W} {FREE}",
+}
+add(
+    "smollm2-noisy",
+    "SmolLM2-135M after 30 one-hot steps; wrong digits in 30% of the stream's GSM8K rows",
+    SMOL,
+    (ADAPTED,),
+    ROWS
+    | {
+        "oracle: onehot, clean stream": "arm=onehot data.stream.2.rows.corrupt_digits=0",
+        "closed_form": f"{C} {FREE}",
+        "the paper's designer": PAPER,
+        "rho1": RHO,
+        "greats_topk, 2 draws": GREATS,
+        "feedback_sft": "arm=feedback_sft",
+        "onehot, 34 steps": "arm=onehot budget.steps=34",
+        "onehot, 48 steps": "arm=onehot budget.steps=48",
+    },
+    ERRORS,
+    *TEST,
+)
+add(
+    "smollm2-clean",
+    "SmolLM2-135M after 30 one-hot steps; the same stream without errors",
+    SMOL,
+    (ADAPTED,),
+    ROWS,
+    *TEST,
+)
+TENTH = tuple(f"data.stream.{at}.weight={weight}" for at, weight in enumerate((0.45, 0.45, 0.1)))
+add(
+    "smollm2-tenth",
+    "SmolLM2-135M after 30 one-hot steps; a tenth of the noisy stream's documents are GSM8K's",
+    SMOL,
+    (ADAPTED,),
+    ROWS | {"rho1": RHO, "onehot, 34 steps": "arm=onehot budget.steps=34"},
+    ERRORS,
+    *TENTH,
+    *TEST,
+)
+
+QUESTIONS_AND_PROSE = (
+    "data.stream=[{name: mathematics, weight: 0.5, rows: {"
+    + QUESTIONS.format(file="train")
+    + ", rows: 40000}}, {name: prose, weight: 0.5, rows: {kind: jsonl, path: prose/docs.jsonl, "
+    "text: text, skip_rows: 40}}]"
+)
+WITHOUT = replace(
+    RELEASED,
+    name="adapted without GSM8K",
+    folder="smollm2-without/model",
+    command=f"vpretrain train {SMOL} arm=onehot budget.steps=30 seed=9 threads=1 "
+    f"learner.dtype=bfloat16 learner.model=MODELS/smollm2 '{QUESTIONS_AND_PROSE}' "
+    "--out MODELS/smollm2-without",
+)
+add(
+    "smollm2-without",
+    "SmolLM2-135M on a stream that holds no GSM8K text at all",
+    SMOL,
+    (WITHOUT,),
+    ROWS | {"onehot, 34 steps": "arm=onehot budget.steps=34"},
+    QUESTIONS_AND_PROSE,
+    *TEST,
+)
+add(
+    "qwen-without",
+    "adapters of Qwen2.5-Coder-0.5B on the stream that holds no GSM8K text",
+    SMOL,
+    (
+        replace(
+            RELEASED,
+            folder="qwen",
+            command="../shared/models/fetch qwen2.5-0.5b MODELS/qwen",
+        ),
+    ),
+    {"onehot": "arm=onehot", "document_weights": DOCUMENTS},
+    QUESTIONS_AND_PROSE,
+    "learner.lora={r: 8, alpha: 16, targets: "
+    "[q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]}",
+    "learner.learning_rate=2e-4",
+    "data.batch_size=4",
+    FEWER_ROWS,
+    "data.evaluation.test.rows=100",
+    "data.evaluation.mathematics=" + MEASURED.replace("1000", "60"),
+    "evaluate.also=[mathematics]",
+    *BFLOAT16,
+)
