@@ -3,12 +3,13 @@ after heads are refitted, and some plain steps later.
 
     python benchmarks/vision_horizon.py [--draws 4] [--out results/vision-horizon.json]
 
-On the recipe `demo-vision`. Each arm trains for some steps, so that what learns has learned; then
+On the recipe `demo-vision`, patches and further masks with an I-JEPA learner that is made on first
+use. Each arm trains for some steps, so that what learns has learned; then
 one batch is taken once under its task and once plainly, and plain steps follow on the same
 batches, the teacher moving as ever. Gains are the loss of 64 held-out pictures of the plain path
 less that of the steered one: under heads that stay, and under heads refitted to the features. The
 predicted gain is `g . (theta_plain - theta_steered)`, g the gradient of the held-out loss under
-heads that stay. About 10 minutes of one idle core.
+heads that stay. About 15 minutes of one idle core.
 """
 
 from __future__ import annotations
@@ -42,6 +43,17 @@ SURFACES = {
     "crops": "chosen_crops",
     "direct": "direct",
 }
+OF_IJEPA = {
+    "weights of patches, I-JEPA": "patch_weights",
+    "masks, I-JEPA": "ascent",
+    "direct, I-JEPA": "direct",
+}
+IJEPA = (
+    "learner.kind=ijepa",
+    "learner.predictor={width: 32, depth: 2, heads: 2}",
+    "learner.model=null",
+    "learner.prepare.seed=0",
+)
 BEFORE, BETWEEN, HORIZONS = 24, 4, (1, 10, 50)
 REFITTED = ProbeSettings(steps=150, batch_size=32, train_size=(8, 8))
 
@@ -57,14 +69,14 @@ class Walk:
         self.learner = getattr(self.parts.learner, "learner", self.parts.learner)
         self.rate = recipe.learner.learning_rate
         for _ in range(recipe.value.settle_steps):
-            self.step(next_batches(self.parts.stream, self.step.draws), 0.0)
+            self.step(next_batches(self.parts.stream, self.parts.designer.draws), 0.0)
         self.step.count = 0
         self.steered(BEFORE)
 
     def steered(self, count: int) -> None:
         """The arm's own steps."""
         for _ in range(count):
-            self.step(next_batches(self.parts.stream, self.step.draws), self.rate)
+            self.step(next_batches(self.parts.stream, self.parts.designer.draws), self.rate)
 
     def state(self) -> Any:
         """All that moves with the learner."""
@@ -87,7 +99,10 @@ class Walk:
         """One AdamW step, and the teacher's."""
         meta, learner = self.step.meta, self.learner
         if steered and meta.designer.selector is not None:
-            [batch] = meta.designer.selector.select([batch], meta.value_estimator).batches
+            chosen = meta.designer.selector.select(
+                [batch], meta.value_estimator, meta_step=False, used=True
+            )
+            [batch] = chosen.batches
         if steered and self.parts.learner is not learner:
             learner = self.parts.learner
         [part] = MicroBatches((batch,)).weighted()
@@ -176,6 +191,12 @@ def summary(draws: list[dict[str, list[float]]]) -> dict[str, Any]:
     return result
 
 
+def loaded(arm: str, learner: tuple[str, ...]) -> Any:
+    """The recipe of an arm."""
+    words = [f"arm={arm}", "evaluate.split=dev", "learner.warmup_fraction=0.0", *learner]
+    return recipes.load("demo-vision", words, schemas=SCHEMAS)
+
+
 def main() -> None:
     """Draws, prints, writes."""
     parser = argparse.ArgumentParser(
@@ -186,16 +207,13 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
 
-    def loaded(arm: str) -> Any:
-        words = [f"arm={arm}", "evaluate.split=dev", "learner.warmup_fraction=0.0"]
-        return recipes.load("demo-vision", words, schemas=SCHEMAS)
-
-    materials = Vision().load(loaded("plain"))
     rows = {}
-    for surface, arm in SURFACES.items():
-        walk = Walk(loaded(arm), materials)
-        rows[surface] = summary([walk.draw() for _ in range(options.draws)])
-        print(surface, rows[surface], flush=True)
+    for surfaces, learner in ((SURFACES, ()), (OF_IJEPA, IJEPA)):
+        materials = Vision().load(loaded("plain", learner))
+        for surface, arm in surfaces.items():
+            walk = Walk(loaded(arm, learner), materials)
+            rows[surface] = summary([walk.draw() for _ in range(options.draws)])
+            print(surface, rows[surface], flush=True)
     write_json(
         options.out,
         {

@@ -7,7 +7,7 @@ from dataclasses import replace
 from studies.paper_designer import PAPER
 from studies.real_text import MEASURED, QUESTIONS
 from studies.starts import ADAPTED, RELEASED, SMOL, C, D, W
-from studies.study import Start, add
+from studies.study import add
 
 BFLOAT16 = ("learner.dtype=bfloat16", "threads=1")
 ERRORS = "data.stream.2.rows.corrupt_digits=0.3"

@@ -181,7 +181,11 @@ add(
     "vision-nuclei",
     "micrographs: does segmentation steer masks and weights of views?",
     NUCLEI,
-    (Start("nuclei-0", NUCLEI, None, (0, 1)),),
+    (
+        Start("nuclei-0", NUCLEI, None, (0, 1)),
+        Start("nuclei-1", NUCLEI, 1, (2, 3)),
+        Start("nuclei-2", NUCLEI, 2, (4, 5)),
+    ),
     VALUED_ROWS | arms("ascent", "uneven_masks", "direct"),
 )
 ROOM = "recipes/vision/room.yaml"
@@ -201,6 +205,17 @@ add(
         "plain, 1e-4": "arm=plain learner.learning_rate=1e-4",
     },
     "evaluate.split=dev",
+)
+add(
+    "vision-room",
+    "frames of a room: does depth steer masks and weights of views?",
+    ROOM,
+    (
+        Start("room-0", ROOM, None, (0, 1)),
+        Start("room-1", ROOM, 1, (2, 3)),
+        Start("room-2", ROOM, 2, (4, 5)),
+    ),
+    VALUED_ROWS | arms("ascent", "uneven_masks", "direct"),
 )
 IJEPA = ("learner.kind=ijepa", "learner.predictor={width: 32, depth: 2, heads: 2}")
 STUDIES["vision-ijepa"] = Study(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from studies.starts import ADAPTED, GSM, GSM_START, NOISY, RELEASED, SMOL, WEAK_START, D, W
+from studies.starts import GSM, GSM_START, NOISY, WEAK_START, W
 from studies.study import STUDIES, Start, Study, add, arms
 
 REAL = arms("onehot", "token_weights", "closed_form", "fixed_random_direction")

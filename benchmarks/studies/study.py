@@ -58,7 +58,7 @@ def _location(start: Start, root: str, rooted: tuple[str, ...]) -> str:
         else ["learner.model=null", f"learner.prepare.seed={start.prepare_seed}"]
     )
     made = recipes.load(source, [*words, *start.prepared_with, *rooted], schemas=SCHEMAS)
-    result = made.learner.model or MODALITIES[made.modality]().load(made).location
+    result = made.learner.model_dump()["model"] or MODALITIES[made.modality]().load(made).location
     return str(result)
 
 
