@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from studies.paper_designer import PAPER
 from studies.real_text import MEASURED, QUESTIONS
-from studies.starts import ADAPTED, RELEASED, SMOL, C, D, W
+from studies.starts import ADAPTED, RELEASED, SMOL, D, W
 from studies.study import add
 
 BFLOAT16 = ("learner.dtype=bfloat16", "threads=1")
@@ -17,13 +16,11 @@ ELSEWHERE = (
     "data.evaluation.mathematics=" + MEASURED.replace("1000", "60"),
     "evaluate.also=[mathematics,prose]",
 )
-TEST = ("data.evaluation.test.rows=200", *BFLOAT16, *ELSEWHERE)
-DEV = ("evaluate.split=dev", "data.evaluation.dev.rows=200", *BFLOAT16)
+TEST = ("data.evaluation.test.rows=100", *BFLOAT16, *ELSEWHERE)
 
 FREE = "value.shrink=false"
 DOCUMENTS = f"{D} designer.tilt=1.5 {FREE}"
 FEWER_ROWS = "data.feedback.batch_size=8"
-GREATS = "arm=greats_topk designer.alignment=optimizer_aware"
 # MODELS/smollm2-reference is the adapted checkpoint after 64 steps on the feedback rows:
 # vpretrain train recipes/language/gsm8k-smollm2.yaml arm=feedback_sft budget.steps=64 seed=9
 #     learner.dtype=bfloat16 threads=1 learner.model=MODELS/smollm2-adapted/model
@@ -32,31 +29,8 @@ REFERENCE = "designer.reference=MODELS/smollm2-reference/model"
 RHO = f"arm=rho1 {REFERENCE}"
 RANDOM = "arm=fixed_random_direction designer.kind=document_weights designer.tilt=1.5"
 
-DEV_START = (replace(ADAPTED, seeds=(100,)),)
-add(
-    "dev-smollm2-surfaces",
-    "SmolLM2-135M after 30 one-hot steps, the noisy stream: which surface, how far",
-    SMOL,
-    DEV_START,
-    {
-        "onehot": "arm=onehot",
-        "document_weights, tilt 1.5, no shrinkage": DOCUMENTS,
-        "token_weights, no shrinkage": f"{W} {FREE}",
-        "token_weights, tilt 1, no shrinkage": f"{W} designer.tilt=1 {FREE}",
-        "closed_form": C,
-        "closed_form, no shrinkage": f"{C} {FREE}",
-        "excess_weights, no shrinkage": f"arm=excess_weights {REFERENCE} {FREE}",
-    },
-    ERRORS,
-    *DEV,
-)
-
-ROWS = {
-    "onehot": "arm=onehot",
-    "document_weights": DOCUMENTS,
-    "fixed_random_direction": RANDOM,
-    "token_weights": f"{W} {FREE}",
-}
+ROWS = {"onehot": "arm=onehot", "document_weights": DOCUMENTS, "fixed_random_direction": RANDOM}
+AS_MANY_SECONDS = {"onehot, 34 steps": "arm=onehot budget.steps=34"}
 add(
     "smollm2-noisy",
     "SmolLM2-135M after 30 one-hot steps; wrong digits in 30% of the stream's GSM8K rows",
@@ -65,14 +39,9 @@ add(
     ROWS
     | {
         "oracle: onehot, clean stream": "arm=onehot data.stream.2.rows.corrupt_digits=0",
-        "closed_form": f"{C} {FREE}",
-        "the paper's designer": PAPER,
-        "rho1": RHO,
-        "greats_topk, 2 draws": GREATS,
-        "feedback_sft": "arm=feedback_sft",
-        "onehot, 34 steps": "arm=onehot budget.steps=34",
-        "onehot, 48 steps": "arm=onehot budget.steps=48",
-    },
+        "token_weights": f"{W} {FREE}",
+    }
+    | AS_MANY_SECONDS,
     ERRORS,
     *TEST,
 )
@@ -81,7 +50,7 @@ add(
     "SmolLM2-135M after 30 one-hot steps; the same stream without errors",
     SMOL,
     (ADAPTED,),
-    ROWS,
+    {"onehot": "arm=onehot", "document_weights": DOCUMENTS},
     *TEST,
 )
 TENTH = tuple(f"data.stream.{at}.weight={weight}" for at, weight in enumerate((0.45, 0.45, 0.1)))
@@ -90,7 +59,7 @@ add(
     "SmolLM2-135M after 30 one-hot steps; a tenth of the noisy stream's documents are GSM8K's",
     SMOL,
     (ADAPTED,),
-    ROWS | {"rho1": RHO, "onehot, 34 steps": "arm=onehot budget.steps=34"},
+    ROWS | {"rho1": RHO} | AS_MANY_SECONDS,
     ERRORS,
     *TENTH,
     *TEST,
@@ -115,7 +84,7 @@ add(
     "SmolLM2-135M on a stream that holds no GSM8K text at all",
     SMOL,
     (WITHOUT,),
-    ROWS | {"onehot, 34 steps": "arm=onehot budget.steps=34"},
+    ROWS,
     QUESTIONS_AND_PROSE,
     *TEST,
 )
