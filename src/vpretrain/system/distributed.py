@@ -126,7 +126,7 @@ def in_turn(make: Callable[[], T]) -> T:
     by the rest.
 
     So that what one makes on disk is found by those after it. Each is :func:`alone` in its turn.
-    What one raises is raised on all, so that nobody waits for a process that is gone."""
+    What one raises is raised on all (:func:`raise_on_all`)."""
     if world() == 1:
         return make()
     turn = 0 if rank() == 0 else 1 if os.environ.get("LOCAL_RANK") == "0" else 2
@@ -135,9 +135,15 @@ def in_turn(make: Callable[[], T]) -> T:
         error = None
         if now == turn:
             made, error = _attempted(make)
-        if told := next(filter(None, all_gather_object(error and _sendable(error))), None):
-            raise error or told
+        raise_on_all(error)
     return made[0]
+
+
+def raise_on_all(error: Exception | None) -> None:
+    """Raises on every process what any of them has to raise, so that none waits for one that is
+    gone; None: nothing went wrong here."""
+    if told := next(filter(None, all_gather_object(error and _sendable(error))), None):
+        raise error or told
 
 
 def from_first_rank(make: Callable[[], T]) -> T:

@@ -30,7 +30,7 @@ from vpretrain.language.feedback.rewards import (
 )
 from vpretrain.language.learner.causal import CausalLearner
 from vpretrain.language.learner.suffix import Anatomy, aligned_parameters
-from vpretrain.system.errors import Problem, UserError
+from vpretrain.system.errors import UserError, user_error
 
 EOS = 1
 
@@ -246,7 +246,7 @@ def test_a_reward_that_is_no_number_is_refused():
 
 def test_a_reward_that_is_no_number_on_another_process_is_refused_here_too(monkeypatch):
     """Otherwise this process would wait for one that is gone."""
-    theirs = (Problem("data.feedback.checker", "nan", "a finite number", "not finite"),)
+    theirs = user_error("data.feedback.checker", "not finite", value="nan")
     monkeypatch.setattr("vpretrain.system.distributed.all_gather_object", lambda own: [own, theirs])
     with pytest.raises(UserError, match="not finite"):
         feedback_on(prompts(1), lambda row, text: 1.0).gradients(toy())

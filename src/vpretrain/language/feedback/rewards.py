@@ -30,7 +30,7 @@ from vpretrain.method.feedback import gradient_on_aligned
 from vpretrain.method.roles import Gradient
 from vpretrain.system import distributed
 from vpretrain.system.contexts import evaluating
-from vpretrain.system.errors import Problem, UserError
+from vpretrain.system.errors import UserError
 from vpretrain.system.sampling import seed_of
 
 SAMPLED_ROWS = 64
@@ -206,10 +206,8 @@ class Rewards(Sampled):
         return answers
 
     def _earned(self, rows: Sequence[Row], texts: Sequence[str]) -> list[float]:
-        """The reward of each answer; what a checker raises on one process is raised on all, so that
-        none waits for it."""
-        fault: CheckerFault | None = None
-        problems: tuple[Problem, ...] = ()
+        """The reward of each answer."""
+        error: Exception | None = None
         earned: list[float] = []
         try:
             for row, text in zip(rows, texts, strict=True):
@@ -217,14 +215,9 @@ class Rewards(Sampled):
                 earned.append(
                     reward_of(self.checker, row, text, seconds=self.checker_seconds, where=where)
                 )
-        except CheckerFault as error:
-            fault = error
-        except UserError as error:
-            problems = error.problems
-        if wrong := next(filter(None, distributed.all_gather_object(problems)), None):
-            raise UserError(*wrong)
-        if any(distributed.any_rank(fault is not None)):
-            raise fault or CheckerFault("a checker failed on another process")
+        except (CheckerFault, UserError) as caught:
+            error = caught
+        distributed.raise_on_all(error)
         return earned
 
     def metrics(self) -> dict[str, float]:
