@@ -235,3 +235,63 @@ def test_a_step_measured_for_one_side_does_not_serve_two():
     assert mixed.step == central.step
     assert torch.equal(first.gradient[0], exact.gradient[0])
     assert torch.equal(again.gradient[0], exact.gradient[0])
+
+
+def narrow_estimate(sharpness, narrow=None):
+    """An estimate beside a learner in bfloat16, and the points at which its loss in float32 was
+    asked for after the first check."""
+    loss, parameters, controls = curved(sharpness)
+    asked = []
+
+    def counted(point):
+        asked.append(point)
+        return loss(point)
+
+    def rounded(point):
+        return loss({name: value.bfloat16() for name, value in point.items()})
+
+    measured, direction = OneSidedDifference(), {"w": torch.ones(SIZE)}
+    given = counted, parameters, direction, [controls], None, narrow or rounded
+    measured(*given)
+    asked.clear()
+    exact = double_backward(loss, parameters, direction, [controls])
+    return measured(*given), measured, exact, asked
+
+
+def test_a_learner_in_a_narrow_dtype_is_valued_by_forward_mode_in_that_dtype():
+    result, measured, exact, asked = narrow_estimate(30.0)
+    assert not measured.central and not asked
+    assert 1e-4 <= error(result, exact) <= 2e-2, "rounded, and no more"
+    assert measured.metrics()["estimator_error"] == pytest.approx(error(result, exact), rel=0.1)
+    again = OneSidedDifference()
+    again.load_state_dict(measured.state_dict())
+    assert again.calls == measured.calls and not again.central
+
+
+def off_by_a_tenth(point):
+    loss, _, _ = curved(30.0)
+    return 1.1 * loss(point)
+
+
+def without_forward_mode(point):
+    raise NotImplementedError("no forward-mode derivative")
+
+
+@pytest.mark.parametrize("narrow", [off_by_a_tenth, without_forward_mode])
+def test_where_the_narrow_dtype_does_not_serve_differences_are_central(narrow):
+    result, measured, exact, asked = narrow_estimate(30.0, narrow)
+    assert measured.central and len(asked) == 2
+    assert error(result, exact) <= 1e-3
+
+
+def test_a_batch_that_is_not_finite_does_not_decide_how_values_are_taken():
+    loss, parameters, controls = curved(30.0)
+    measured, direction = OneSidedDifference(), {"w": torch.ones(SIZE)}
+
+    def broken(point):
+        return loss(point) * math.nan
+
+    measured(broken, parameters, direction, [controls], None, broken)
+    assert not measured.central and measured.calls == 0
+    measured(loss, parameters, direction, [controls], None, loss)
+    assert not measured.central and measured.calls == 1

@@ -75,8 +75,8 @@ class Value(Section):
     ] = "one_sided_difference"
     """How the loss is differentiated along u; ``vpretrain doctor RECIPE`` shows which estimators
     work here. ``one_sided_difference`` needs half the passes of ``central_difference``, and falls
-    back to it if it is more than 1% off or cannot reuse the learner's own pass (not float32, or
-    dropout).
+    back to it if it is more than 1% off or cannot reuse the learner's own pass (dropout). Under
+    ``dtype: bfloat16`` it is forward mode in bfloat16, and falls back above 2%.
     """
     unit: Literal["standardised", "raw"] = "standardised"
     """Unit of the value for designers that ascend it: standard deviations over the batch (ours), or
@@ -172,8 +172,8 @@ class LearnerBase(Section):
     """Numerics and optimizer (AdamW) of the learner; a modality's section adds the model."""
 
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    """Dtype of the arithmetic. With ``bfloat16`` (autocast), trained weights and value computation
-    stay in float32, because bfloat16 rounds small weight updates (1e-5) away.
+    """Dtype of the arithmetic. With ``bfloat16`` (autocast), trained weights and differences of
+    losses stay in float32, because bfloat16 rounds small weight updates (1e-5) away.
     """
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     accumulate: PositiveInt = 1

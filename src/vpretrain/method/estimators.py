@@ -52,6 +52,7 @@ class Estimator:
         direction: Gradient,
         controls: Sequence[Tensor],
         here: Here | None = None,
+        narrow: Loss | None = None,
     ) -> Estimate:
         """Estimates value and gradient, see :mod:`vpretrain.method.directional`.
 
@@ -60,8 +61,9 @@ class Estimator:
             parameters: the point S.
             direction: u.
             controls: the tensors that the loss closes over.
-            here: returns the loss at S if it is known anyway; read by :class:`OneSidedDifference`
-                only.
+            here: returns the loss at S if it is known anyway.
+            narrow: ``loss`` in the narrow dtype that the learner trains in, if it does; this and
+                ``here`` are read by :class:`OneSidedDifference` only.
         """
         return self.function(loss, parameters, direction, controls)
 
@@ -86,7 +88,7 @@ CHECK_PERIOD = 400
 """Number of estimates between two checks of the step. A check costs one extra estimate, below
 1%.
 """
-WARN_ABOVE, LEAVE_ABOVE = 0.01, 0.05
+WARN_ABOVE, LEAVE_ABOVE, NARROW_LEAVE_ABOVE = 0.01, 0.05, 0.02
 
 
 class CentralDifference(Estimator):
@@ -118,6 +120,7 @@ class CentralDifference(Estimator):
         direction: Gradient,
         controls: Sequence[Tensor],
         here: Here | None = None,
+        narrow: Loss | None = None,
     ) -> Estimate:
         """Estimates value and gradient; measures or checks the step when that is due."""
         arguments = loss, parameters, direction, controls
@@ -177,13 +180,7 @@ class CentralDifference(Estimator):
         """
         if self.fallback is None:
             return False
-        works = True
-        try:
-            self.fallback(*arguments)
-        except (EstimatorUnsupported, RuntimeError, MemoryError) as error:
-            if not (isinstance(error, EstimatorUnsupported) or out_of_memory(error)):
-                raise
-            works = False
+        works = _attempted(self.fallback, arguments) is not None
         if any(distributed.any_rank(not works)):
             return False
         if distributed.rank() == 0:
@@ -209,11 +206,18 @@ class CentralDifference(Estimator):
 
 
 class OneSidedDifference(CentralDifference):
-    """One-sided differences with a measured step, checked as in :class:`CentralDifference`.
+    """The cheapest accurate estimate beside the learner's own pass, checked as in
+    :class:`CentralDifference`.
 
-    The unperturbed side is the learner's own pass, so a value takes half as many passes of the
-    suffix. Differences become central, for the rest of the run, at the first value without such a
-    pass (learned views, narrow dtypes, dropout), or if the best step is more than 1% off.
+    * A learner that computes in float32: one-sided differences with a measured step. The
+      unperturbed side is the learner's own pass, so a value takes half as many passes of the
+      suffix.
+    * A learner that computes in a narrow dtype: forward mode in that dtype, which takes no
+      difference of close numbers, so that rounding costs it some thousandths. It is checked against
+      central differences in float32.
+
+    Values are central differences, for the rest of the run, from the first value that has neither
+    (learned views, dropout), or if the error is above 1% (2% in a narrow dtype).
     """
 
     def __init__(self) -> None:
@@ -227,16 +231,50 @@ class OneSidedDifference(CentralDifference):
         direction: Gradient,
         controls: Sequence[Tensor],
         here: Here | None = None,
+        narrow: Loss | None = None,
     ) -> Estimate:
+        arguments = loss, parameters, direction, controls
+        if here is None and narrow is not None and not self.central:
+            estimate = self._narrow_estimate(narrow, arguments)
+            if estimate is not None:
+                return estimate
         # A step measured for one-sided differences does not suit central ones.
         if here is None and not self.central:
             self.central, self.step = True, 0.0
-        return super().__call__(loss, parameters, direction, controls, here)
+        return super().__call__(*arguments, here)
 
     def difference(self, arguments: Arguments, here: Here | None, step: float) -> Estimate:
         if here is None or self.central:
             return super().difference(arguments, here, step)
         return one_sided_difference(*arguments, here, step)
+
+    def _narrow_estimate(self, narrow: Loss, arguments: Arguments) -> Estimate | None:
+        """Returns the estimate by forward mode in the learner's dtype; None if it does not serve.
+
+        That is found out when a check is due. In between, a batch that does not fit in memory is
+        valued by a central difference.
+        """
+        _, parameters, direction, _ = arguments
+        estimate = _attempted(forward_mode, (narrow, *arguments[1:]))
+        if self.calls % CHECK_PERIOD:
+            self.calls += 1
+            return central_difference(*arguments, self.step) if estimate is None else estimate
+        if any(distributed.any_rank(estimate is None)) or estimate is None:
+            return None
+        if not float(vectors.norm(direction)):  # nothing can be measured along a zero direction
+            return estimate
+
+        def at(step: float) -> Estimate:
+            return central_difference(*arguments, step)
+
+        self._measure_step(at, LADDER[next(iter(parameters.values())).dtype])
+        if not self.step:  # a broken batch: check on the next one instead
+            return estimate
+        self.error = _difference(estimate, at(self.step))
+        if self.error > NARROW_LEAVE_ABOVE:
+            return None
+        self.calls += 1
+        return estimate
 
     def replace_inaccurate(self, arguments: Arguments) -> bool:
         if self.central:
@@ -252,6 +290,16 @@ class OneSidedDifference(CentralDifference):
     def load_state_dict(self, state: State) -> None:
         super().load_state_dict(state)
         self.central = bool(state["central"])
+
+
+def _attempted(function: Function, arguments: Arguments) -> Estimate | None:
+    """Returns an estimate; None if the model does not support it or memory does not suffice."""
+    try:
+        return function(*arguments)
+    except (EstimatorUnsupported, RuntimeError, MemoryError) as error:
+        if not (isinstance(error, EstimatorUnsupported) or out_of_memory(error)):
+            raise
+        return None
 
 
 def _difference(a: Estimate, b: Estimate) -> float:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, Self, TypeVar
 
@@ -89,11 +90,14 @@ class Objective:
         loss: ``(S, inputs) -> L``, a scalar.
         here: ``inputs -> L`` at the learner's own S, from its training pass at no extra cost; None
             if that pass has another dtype than the loss, or uses dropout.
+        narrow: returns a context in which ``loss`` computes in the narrow dtype of the learner's
+            training pass; None if that pass has no narrow dtype, or the loss would suffer from it.
     """
 
     inputs: tuple[Tensor, ...]
     loss: Callable[[Mapping[str, Tensor], tuple[Tensor, ...]], Tensor]
     here: Callable[[tuple[Tensor, ...]], Tensor] | None = None
+    narrow: Callable[[], AbstractContextManager[Any]] | None = None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Generic, cast
 
@@ -141,9 +142,10 @@ class ValueEstimator(DirectedValue[ContextT], Generic[BatchT, ContextT, TaskT]):
 
         unscaled = objective.here
         here = None if unscaled is None else lambda: fraction * unscaled(inputs)
+        narrow = None if objective.narrow is None else _within(objective.narrow, loss)
 
         def estimate(direction: Gradient, value: Tensor | None = None) -> Estimate:
-            of_inputs = self.estimator(loss, point, direction, inputs, here)
+            of_inputs = self.estimator(loss, point, direction, inputs, here, narrow)
             # Back from the inputs to the controls; a no-op if they are the same tensors.
             gradient = torch.autograd.grad(
                 objective.inputs, controls, of_inputs.gradient, retain_graph=True
@@ -211,6 +213,16 @@ class PartValue(ValueFunction[ContextT], Generic[ContextT, TaskT]):
 
     def each(self, context: ContextT, task: Task) -> list[Estimate]:
         return self.whole.each_on_part(context, task, self.fraction)
+
+
+def _within(context: Callable[[], AbstractContextManager[Any]], loss: Loss) -> Loss:
+    """Returns the loss as it is inside a context."""
+
+    def inside(parameters: Mapping[str, Tensor]) -> Tensor:
+        with context():
+            return loss(parameters)
+
+    return inside
 
 
 def _gradient(loss: Loss, point: Mapping[str, Tensor]) -> Gradient:

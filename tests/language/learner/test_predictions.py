@@ -268,7 +268,38 @@ def test_values_beside_the_learners_own_pass(kind):
     assert (count, result["central_difference"][1]) == (1, 2)
 
 
-def test_a_narrow_pass_is_no_side_of_a_difference(kind):
-    learner = tiny_learner("llama", torch.bfloat16)
+@pytest.mark.parametrize("autocast", [True, False])
+def test_a_narrow_learner_is_valued_in_its_own_dtype(monkeypatch, autocast):
+    """Its pass is no side of a difference; one pass with tangents takes the place of two in
+    float32."""
+    monkeypatch.setattr(predictions, "WHOLE_LOGITS", 0)
+    dtype = torch.float32 if autocast else torch.bfloat16
+    learner = tiny_learner("llama", dtype)
+    learner.autocast = torch.bfloat16 if autocast else None
+    assert not learner.suffix.reaches_head
     context = learner.forward(tiny_batch())
-    assert learner.objective(context, one_hot(context.labels)).here is None
+    task = one_hot(context.labels)
+    assert learner.objective(context, task).here is None
+    passes = []
+    run = learner.suffix.hidden
+    learner.suffix.hidden = lambda *given: passes.append(1) or run(*given)
+    result = {}
+    for name in ("double_backward", "one_sided_difference"):
+        valued = ValueEstimator(learner, Alignment("dot"), estimator(name))
+        valued.update([downstream(learner)], None, 0.0)
+        valued(context, task)  # checks its error
+        passes.clear()
+        result[name] = valued(context, task).gradient[0], len(passes)
+    exact, (gradient, count) = result["double_backward"][0], result["one_sided_difference"]
+    assert count == 1
+    assert 1e-5 <= float((gradient - exact).norm() / exact.norm()) <= 2e-2
+
+
+def test_a_head_in_s_is_not_valued_in_a_narrow_dtype(monkeypatch):
+    """Its logits would be as coarse as the dtype."""
+    monkeypatch.setattr(predictions, "WHOLE_LOGITS", 0)
+    learner = tiny_learner("qwen2", torch.bfloat16)
+    assert learner.suffix.reaches_head
+    context = learner.forward(tiny_batch())
+    objective = learner.objective(context, one_hot(context.labels))
+    assert objective.here is None and objective.narrow is None

@@ -5,9 +5,10 @@ Shapes: B rows, T tokens, N predicted tokens of the batch, D hidden width, V voc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -85,8 +86,8 @@ class CausalLearner(Learner[TokenBatch, Context, SoftTargets]):
         model: any decoder-only ``AutoModelForCausalLM``.
         aligned: the subset S, by the model's parameter names.
         autocast: autocast dtype of forward and backward passes of the whole model; None for the
-            dtype of the weights. The suffix (:meth:`objective`) always runs in float32 or wider, so
-            that a small perturbation is not rounded away.
+            dtype of the weights. The suffix (:meth:`objective`) runs in float32 or wider, so that a
+            small perturbation is not rounded away, except under forward mode.
         packed: whether rows of batches may hold several documents.
 
     Raises:
@@ -174,13 +175,25 @@ class CausalLearner(Learner[TokenBatch, Context, SoftTargets]):
             log_p = context.predictions.log_p(weighted.ids)
             return expected_losses(weighted.mass, log_p).mean()
 
-        return Objective(task.controls(), loss, here if self._equals_objective(context) else None)
+        return Objective(
+            task.controls(),
+            loss,
+            here if self._equals_objective(context) else None,
+            self._narrow(context) if tangent is not None else None,
+        )
 
     def _equals_objective(self, context: Context) -> bool:
         """Whether the learner's own forward pass equals the objective up to rounding: same
         positions, no dropout in the suffix, no narrow dtype."""
-        exact = vectors.wide(context.hidden).dtype == context.hidden.dtype and not self.autocast
-        return exact and not context.partial and not self.suffix.drops_out
+        wide = self._narrow(context) is None
+        return wide and not context.partial and not self.suffix.drops_out
+
+    def _narrow(self, context: Context) -> Callable[[], AbstractContextManager[Any]] | None:
+        """The arithmetic of the learner's forward pass if it is in a narrow dtype."""
+        dtype = self.autocast or context.hidden.dtype
+        if torch.promote_types(dtype, torch.float32) == dtype:
+            return None
+        return partial(computing, self.device, dtype)
 
     def _objective_pass(self, context: Context, head_pass: HeadPass) -> HeadPass:
         """The head pass of the objective at the learner's S.

@@ -124,8 +124,7 @@ class Chunks:
             states, weight = self.operands()
             for kept in slopes.release():
                 rows = slice(start, start := start + len(kept))
-                kept *= weights[rows, None]
-                dense.add(rows, kept, kept, states[rows], weight)
+                dense.add(rows, kept, kept, states[rows], weight, weights[rows])
         for _ in self._process(min(2, self.vocabulary), dense, weights, start=start):
             pass
         return dense
@@ -182,12 +181,12 @@ class Chunks:
                 # The label's part is in the sparse gradient: p - 1 of an almost certain token
                 # would cancel to noise in a narrow dtype.
                 scores.scatter_(1, labels, 0)
-                for factor in (slope, weights[rows, None] if weights is not None else None):
-                    if factor is not None:
-                        scores.mul_(factor)
+                if slope is not None:
+                    scores.mul_(slope)
                 if product.dtype != scores.dtype:
                     product.copy_(scores)
-                dense.add(rows, scores, product, hidden, weight)
+                of_rows = None if weights is None else weights[rows]
+                dense.add(rows, scores, product, hidden, weight, of_rows)
             yield ids, logits, log_z
 
     def _buffers(

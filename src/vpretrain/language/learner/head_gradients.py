@@ -43,16 +43,23 @@ class Gradients:
         self.bias = self.bias if other.bias is None else other.bias
 
     def add(
-        self, rows: slice, slopes: Tensor, product: Tensor, states: Tensor, weight: Tensor
+        self,
+        rows: slice,
+        slopes: Tensor,
+        product: Tensor,
+        states: Tensor,
+        weight: Tensor,
+        weights: Tensor | None = None,
     ) -> None:
         """Adds the gradients of a chunk; the first chunk overwrites.
 
         Args:
             rows: positions of the chunk.
-            slopes: ``[M, V]``, dloss/dscores.
+            slopes: ``[M, V]``, dloss/dscores of tokens of weight 1.
             product: ``slopes`` in the dtype of the products.
             states: ``[M, D]``, scaled hidden states of the chunk.
             weight: ``[V, D]``.
+            weights: ``[M]``, the tokens' weights; None: 1.
         """
         previous = 1 if self.started else 0  # factor of what earlier chunks added
         if self.hidden is not None:
@@ -60,7 +67,12 @@ class Gradients:
                 torch.mm(product, weight, out=self.hidden[rows])
             else:
                 self.hidden[rows] = product @ weight
+            if weights is not None:
+                self.hidden[rows] *= weights[:, None]
         if self.weight is not None:
+            # Weighting [M, D] states instead of [M, V] slopes saves a pass over the vocabulary.
+            if weights is not None:
+                states = (states * weights[:, None]).to(product.dtype)
             if product.dtype == self.weight.dtype:
                 torch.addmm(self.weight, product.t(), states, beta=previous, out=self.weight)
             else:  # a part of the vocabulary at a time, to keep the temporary small
@@ -69,7 +81,8 @@ class Gradients:
                     added = product[:, part : part + 2**14].t() @ states
                     piece.add_(added) if previous else piece.copy_(added)
         if self.bias is not None:
-            torch.add(slopes.sum(dim=0), self.bias if previous else 0, out=self.bias)
+            summed = slopes.sum(dim=0) if weights is None else weights.to(slopes.dtype) @ slopes
+            torch.add(summed, self.bias if previous else 0, out=self.bias)
         self.started = True
 
     def scale(self, weights: Tensor, factor: Tensor) -> None:
