@@ -8,7 +8,7 @@ import torch
 from tests.language.conftest import downstream, tiny_batch, tiny_learner
 from tests.language.learner.conftest import KINDS
 from tests.language.learner.test_causal import learner_of, new_model
-from vpretrain.language.learner import predictions
+from vpretrain.language.learner import causal, predictions
 from vpretrain.language.learner.head import HeadPass
 from vpretrain.language.learner.predictions import WholeLogits
 from vpretrain.language.learner.targets import SoftTargets, one_hot
@@ -303,3 +303,13 @@ def test_a_head_in_s_is_not_valued_in_a_narrow_dtype(monkeypatch):
     context = learner.forward(tiny_batch())
     objective = learner.objective(context, one_hot(context.labels))
     assert objective.here is None and objective.narrow is None
+
+
+def test_long_rows_are_valued_in_float32(monkeypatch):
+    """Forward mode would make their attention scores whole."""
+    learner = tiny_learner("llama", torch.bfloat16)
+    monkeypatch.setattr(predictions, "WHOLE_LOGITS", 0)
+    context = learner.forward(tiny_batch())
+    assert learner.objective(context, one_hot(context.labels)).narrow is not None
+    monkeypatch.setattr(causal, "WHOLE_SCORES", 3 * 12**2)
+    assert learner.objective(context, one_hot(context.labels)).narrow is None

@@ -79,6 +79,11 @@ class Context:
         return self.batch.document[row, at + 1]
 
 
+WHOLE_SCORES = 2**28
+"""Attention scores of a block that are made whole: half a gibibyte in bfloat16, some six times as
+much with tangents and softmax."""
+
+
 class CausalLearner(Learner[TokenBatch, Context, SoftTargets]):
     """A ``transformers`` causal language model behind the learner role.
 
@@ -179,7 +184,7 @@ class CausalLearner(Learner[TokenBatch, Context, SoftTargets]):
             task.controls(),
             loss,
             here if self._equals_objective(context) else None,
-            self._narrow(context) if tangent is not None else None,
+            self._narrow(context) if tangent is not None and self._scores_fit(context) else None,
         )
 
     def _equals_objective(self, context: Context) -> bool:
@@ -194,6 +199,13 @@ class CausalLearner(Learner[TokenBatch, Context, SoftTargets]):
         if torch.promote_types(dtype, torch.float32) == dtype:
             return None
         return partial(computing, self.device, dtype)
+
+    def _scores_fit(self, context: Context) -> bool:
+        """Whether forward mode, whose attention kernel makes them whole, may make the scores of one
+        block."""
+        rows, tokens = context.batch.input_ids.shape
+        heads = getattr(self.model.config, "num_attention_heads", 1)
+        return rows * heads * tokens**2 <= WHOLE_SCORES
 
     def _objective_pass(self, context: Context, head_pass: HeadPass) -> HeadPass:
         """The head pass of the objective at the learner's S.
