@@ -16,6 +16,7 @@ ELSEWHERE = (
     "data.evaluation.mathematics=" + MEASURED.replace("1000", "60"),
     "evaluate.also=[mathematics,prose]",
 )
+DEV = ("evaluate.split=dev", "data.evaluation.dev.rows=100", ERRORS)
 TEST = ("data.evaluation.test.rows=100", *BFLOAT16, *ELSEWHERE)
 
 FREE = "value.shrink=false"
@@ -28,6 +29,51 @@ FEWER_ROWS = "data.feedback.batch_size=8"
 REFERENCE = "designer.reference=MODELS/smollm2-reference/model"
 RHO = f"arm=rho1 {REFERENCE}"
 RANDOM = "arm=fixed_random_direction designer.kind=document_weights designer.tilt=1.5"
+
+DEV_START = (replace(ADAPTED, seeds=(100,)),)
+add(
+    "dev-smollm2-noisy",
+    "SmolLM2-135M after 30 one-hot steps: weights or selection",
+    SMOL,
+    DEV_START,
+    {
+        "onehot": "arm=onehot",
+        "oracle: onehot, clean stream": "arm=onehot data.stream.2.rows.corrupt_digits=0",
+        "document_weights, tilt 1.5": f"{D} designer.tilt=1.5",
+        "document_weights, tilt 1.5, no shrinkage": DOCUMENTS,
+        "greats_topk, 2 draws": "arm=greats_topk designer.alignment=optimizer_aware",
+        "rho1": RHO,
+    },
+    *DEV,
+)
+add(
+    "dev-smollm2-cheap",
+    "SmolLM2-135M after 30 one-hot steps: what chooses at little cost",
+    SMOL,
+    DEV_START,
+    {
+        "onehot": "arm=onehot",
+        "repeat_topk": f"arm=repeat_topk {FEWER_ROWS}",
+        "dga, step 1": f"arm=dga designer.step_size=1 {FEWER_ROWS}",
+    },
+    *DEV,
+    *BFLOAT16,
+)
+add(
+    "dev-smollm2-less-feedback",
+    "SmolLM2-135M after 30 one-hot steps: document weights on less feedback",
+    SMOL,
+    DEV_START,
+    {
+        "onehot": "arm=onehot",
+        "document_weights, 16 rows": DOCUMENTS,
+        "document_weights, 8 rows": f"{DOCUMENTS} {FEWER_ROWS}",
+        "document_weights, 8 rows, S: last block": f"{DOCUMENTS} {FEWER_ROWS} "
+        "learner.aligned_blocks=1",
+    },
+    *DEV,
+    *BFLOAT16,
+)
 
 ROWS = {"onehot": "arm=onehot", "document_weights": DOCUMENTS, "fixed_random_direction": RANDOM}
 AS_MANY_SECONDS = {"onehot, 34 steps": "arm=onehot budget.steps=34"}
@@ -42,6 +88,18 @@ add(
         "token_weights": f"{W} {FREE}",
     }
     | AS_MANY_SECONDS,
+    ERRORS,
+    *TEST,
+)
+add(
+    "smollm2-seconds",
+    "the noisy stream: weights on less feedback, and plain steps in as many seconds",
+    SMOL,
+    (ADAPTED,),
+    {
+        "onehot, 31 steps": "arm=onehot budget.steps=31",
+        "document_weights, tilt 1.5, no shrinkage, 8 rows": f"{DOCUMENTS} {FEWER_ROWS}",
+    },
     ERRORS,
     *TEST,
 )
