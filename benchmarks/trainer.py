@@ -4,14 +4,15 @@ tokens and optimizer.
     python benchmarks/trainer.py [--arms "HF Trainer" "TRL SFTTrainer" onehot field closed_form
     token_weights]
         [--vocabulary 151936] [--width 896] [--blocks 4] [--length 512] [--rows 1] [--accumulation
-        1] [--rounds 3] [--unfused] [--quick] [--out results/trainer.json]
+        1] [--rounds 3] [--bfloat16] [--unfused] [--quick] [--out results/trainer.json]
 
 A Qwen2 with random float32 weights and tied embeddings trains on windows of random tokens, one
 thread, AdamW, gradient clipping at 1; a step adds up the gradients of so many batches as
 --accumulation says. A steered arm's step is seven plain steps and one meta step in eight, measured
-apart. "closed_form, one-sided" and the like value by one-sided differences, the others by central
-ones; "SteeredTrainer token_weights" and the like are that arm in our Trainer. Batches are handed to
-the trainers for nothing: fetching them is not in their time.
+apart. "closed_form, one-sided" and the like value as recipes do by default, the others by central
+differences; "SteeredTrainer token_weights" and the like are that arm in our Trainer. Batches are
+handed to the trainers for nothing: fetching them is not in their time.
+--bfloat16: autocast in all of them; then what recipes do by default is forward mode in bfloat16.
 --unfused: torch's unfused AdamW for our arms, where all have the fused one otherwise. Speed and
 memory are ratios to the first arm.
 """
@@ -47,8 +48,8 @@ from vpretrain.language.steering.networks import FieldDesigner
 from vpretrain.language.steering.rules import Anchored, GroupWeights, TokenWeights
 from vpretrain.language.steering.scorer import CandidateScorer
 from vpretrain.method.accumulation import next_batches
-from vpretrain.method.directional import ESTIMATORS, one_sided_difference
-from vpretrain.method.estimators import Estimator
+from vpretrain.method.directional import ESTIMATORS
+from vpretrain.method.estimators import estimator
 from vpretrain.method.exact import ExactDesigner
 from vpretrain.method.network import Learning
 from vpretrain.method.reliability import Reliability
@@ -72,16 +73,6 @@ STEERED = "SteeredTrainer "
 RATE = 1e-5
 
 
-class OneSided(Estimator):
-    """Along a step that is not measured, as the central one here."""
-
-    def __init__(self) -> None:
-        super().__init__(ESTIMATORS["central_difference"])
-
-    def __call__(self, *given: Any) -> Any:
-        return one_sided_difference(*given)
-
-
 @dataclass(frozen=True)
 class Shape:
     """Of model and batch."""
@@ -94,6 +85,7 @@ class Shape:
     accumulation: int = 1
     candidates: int = 64
     feedback_rows: int = 32
+    bfloat16: bool = False
     unfused: bool = False
 
 
@@ -163,7 +155,7 @@ def another_trainer(name: str, shape: Shape, turn: Turn) -> None:
             disable_tqdm=True,
             optim="adamw_torch_fused",
             weight_decay=0.0,
-            bf16=False,
+            bf16=shape.bfloat16,
             gradient_checkpointing=False,
             gradient_accumulation_steps=shape.accumulation,
         )
@@ -208,6 +200,7 @@ def our_step(arm: str, shape: Shape) -> tuple[SteeredStep[Any, Any, Any], Stream
     learner = CausalLearner(
         model,
         aligned_parameters(model, Anatomy.of(model), blocks=min(2, shape.blocks), patterns=[]),
+        autocast=torch.bfloat16 if shape.bfloat16 else None,
     )
     learning = Learning(1e-4, Reliability(shrink=True))
     targets, reliability = Anchored(shape.candidates), Reliability(shrink=True)
@@ -229,8 +222,12 @@ def our_step(arm: str, shape: Shape) -> tuple[SteeredStep[Any, Any, Any], Stream
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=RATE, weight_decay=0.0, fused=not shape.unfused
     )
-    estimator = OneSided() if arm.endswith(ONE_SIDED) else ESTIMATORS["central_difference"]
-    value_estimator = ValueEstimator(learner, Alignment("dot"), estimator)
+    by_default = arm.endswith(ONE_SIDED)
+    value_estimator = ValueEstimator(
+        learner,
+        Alignment("dot"),
+        estimator("one_sided_difference") if by_default else ESTIMATORS["central_difference"],
+    )
     texts = [
         Document(ids, [True] * len(ids), f"f:{at}", "f") for at, ids in enumerate(verified(shape))
     ]
@@ -275,6 +272,7 @@ def main() -> None:
     made.add_argument("--arms", nargs="+", default=ARMS)
     for name in ("vocabulary", "width", "blocks", "length", "rows", "accumulation"):
         made.add_argument(f"--{name}", type=int, default=getattr(Shape, name))
+    made.add_argument("--bfloat16", action="store_true")
     made.add_argument("--unfused", action="store_true")
     given = made.parse_args()
     shape = Shape(
