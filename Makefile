@@ -19,7 +19,7 @@ test: setup
 check: setup
 	@$(BIN)/ruff format --quiet --check --output-format concise . || { echo 'Some files are not in the agreed format; fix: $(BIN)/ruff format'; exit 1; }
 	@$(BIN)/ruff check --quiet --output-format concise .
-	@$(BIN)/mypy --no-error-summary src
+	@$(BIN)/mypy --no-error-summary src benchmarks
 
 docs: .venv/.installed-docs
 	@$(BIN)/zensical build --clean

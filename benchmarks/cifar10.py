@@ -48,7 +48,9 @@ def shuffled(repository: Path, split: str) -> list[tuple[str, int]]:
 
 def write(repository: Path, chosen: list[tuple[str, int]], path: Path, *, labelled: bool) -> None:
     """One parquet file, with categories or without."""
-    columns = {"image": contents(repository, [name for name, _ in chosen])}
+    columns: dict[str, list[bytes] | list[int]] = {
+        "image": contents(repository, [name for name, _ in chosen])
+    }
     if labelled:
         columns["category"] = [category for _, category in chosen]
     pyarrow.parquet.write_table(pyarrow.table(columns), path)

@@ -48,6 +48,8 @@ from vpretrain.system.files import write_json
 from vpretrain.system.tables import parsed
 
 SEEDS = (0, 1, 2)
+Change = Callable[[str, random.Random], str]
+"""Of a text, by its own draws."""
 CAPITALISED = re.compile(  # and no name
     r"A|After|All|An|And|As|At|Before|Because|But|By|Each|Every|Find|Five|Four|For|From|He|Her|His|How|If"
     r"|In|It|Its|Last|On|One|Of|She|Since|So|Some|The|Their|There|They|This|Three|To|Today|Two|What|When|While|With"
@@ -97,7 +99,7 @@ def both(text: str, draw: random.Random) -> str:
 def planted(questions: list[str], prose: list[str]) -> dict[str, list[tuple[int, str]]]:
     """By kind, the index of a question and the text that holds it."""
 
-    def inside(change: Callable[[str, random.Random], str]) -> Callable[[str, random.Random], str]:
+    def inside(change: Change) -> Change:
         def put(text: str, draw: random.Random) -> str:
             changed, document = change(text, draw), draw.choice(prose)
             at = draw.randrange(len(document))
@@ -105,7 +107,7 @@ def planted(questions: list[str], prose: list[str]) -> dict[str, list[tuple[int,
 
         return put
 
-    kinds = {
+    kinds: dict[str, Change] = {
         "number": number,
         "name": name,
         "number and name": both,

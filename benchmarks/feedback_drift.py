@@ -26,7 +26,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from vpretrain.config import recipe as recipes
+from vpretrain.language.data.rows import Document
+from vpretrain.language.feedback.gradient import Sampled
+from vpretrain.language.learner.causal import CausalLearner
 from vpretrain.method import vectors
+from vpretrain.method.feedback import MultiTaskFeedback
 from vpretrain.method.roles import Gradient
 from vpretrain.run.folder import environment
 from vpretrain.run.modalities import MODALITIES, SCHEMAS
@@ -80,11 +84,14 @@ def cosine(a: Gradient, b: Gradient) -> float:
 
 def measure(run: Run, steps: list[int]) -> dict[int, dict[str, float]]:
     """The cosines after each number of steps from where the run is."""
-    (feedback,), learner = run.parts.feedback.tasks.values(), run.parts.learner
+    tasks, learner = run.parts.feedback, run.parts.learner
+    assert isinstance(tasks, MultiTaskFeedback) and isinstance(learner, CausalLearner)
+    (feedback,) = tasks.tasks.values()
+    assert isinstance(feedback, Sampled)
     block, pad_id = learner.suffix.modules[0], feedback.samplers[0].pad_id
     ours, others, *rest = (sampler.draw() for sampler in feedback.samplers)
 
-    def gradient(documents: list[Any]) -> Gradient:
+    def gradient(documents: list[Document]) -> Gradient:
         return feedback.gradient(learner, documents, pad_id)
 
     kept: list[Tensor] = []

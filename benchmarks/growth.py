@@ -10,9 +10,9 @@ plain steps and one meta step in eight. Above 1 is slower than one-hot.
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 import time
+from dataclasses import replace
 
 import torch
 from trainer import PERIOD, RATE, Shape, our_step
@@ -21,11 +21,21 @@ from turns import parser, per_step, save
 from vpretrain.method.accumulation import next_batches
 
 BASE = Shape(vocabulary=32000, width=512, blocks=4, length=256, feedback_rows=8)
-AXES: dict[str, tuple[dict[str, int], ...]] = {
-    "vocabulary": ({"vocabulary": 1000}, {"vocabulary": 8000}, {}, {"vocabulary": 151936}),
-    "candidates": ({"candidates": 8}, {}, {"candidates": 256}),
-    "length": ({"length": 64}, {}, {"length": 1024}),
-    "learner": ({"width": 256, "blocks": 4}, {}, {"width": 896, "blocks": 8}),
+QUICK = Shape(300, 64, 2, 32, 1, 8, 4)
+AXES = {
+    "vocabulary": (
+        replace(BASE, vocabulary=1000),
+        replace(BASE, vocabulary=8000),
+        BASE,
+        replace(BASE, vocabulary=151936),
+    ),
+    "candidates": (replace(BASE, candidates=8), BASE, replace(BASE, candidates=256)),
+    "length": (replace(BASE, length=64), BASE, replace(BASE, length=1024)),
+    "learner": (
+        replace(BASE, width=256, blocks=4),
+        BASE,
+        replace(BASE, width=896, blocks=8),
+    ),
 }
 
 
@@ -58,14 +68,12 @@ def main() -> None:
     made.add_argument("--axes", nargs="+", default=list(AXES), choices=list(AXES))
     given = made.parse_args()
     torch.set_num_threads(1)
-    base = BASE
     if given.quick:
-        base, given.rounds = Shape(300, 64, 2, 32, 1, 8, 4), 1
+        given.rounds = 1
     rows = []
     print(f"{'axis':12} {'shape':62} " + " ".join(f"{arm:>24}" for arm in given.arms))
     for axis in given.axes:
-        for changed in AXES[axis][:1] if given.quick else AXES[axis]:
-            shape = base if given.quick else dataclasses.replace(base, **changed)
+        for shape in (QUICK,) if given.quick else AXES[axis]:
             arms = measured(shape, given.arms, given.rounds)
             said = " ".join(
                 f"{name} {getattr(shape, name)}"
@@ -78,7 +86,14 @@ def main() -> None:
             )
             print(f"{axis:12} {said:62} {cells}", flush=True)
             rows.append({"axis": axis, "shape": vars(shape), "arms": arms})
-    save("growth", given, base=vars(base), rounds=given.rounds, meta_period=PERIOD, rows=rows)
+    save(
+        "growth",
+        given,
+        base=vars(QUICK if given.quick else BASE),
+        rounds=given.rounds,
+        meta_period=PERIOD,
+        rows=rows,
+    )
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ Arms, forward and backward to hidden states and head weight, all float32 and on 
 
     plain       cross_entropy(h W^T): what a step takes that asks for no candidates
     whole       K candidates and soft targets on logits as a whole
-    (vpretrain.language.learner.targets) pass        the same by vpretrain.language.learner.head, K
-    = 1: one-hot weighted    the same with token weights, which are known after the candidates only
+                (vpretrain.language.learner.targets)
+    pass        the same by vpretrain.language.learner.head; K = 1: one-hot
+    weighted    the same with token weights, which are known after the candidates only
 
 Each round runs every arm once, in turn. A ratio is plain seconds over the arm's, of the same round,
 so that above 1 is faster than plain; the table has its median and its range over rounds. Seconds
@@ -21,6 +22,7 @@ the gradients included (they are the same for all).
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import shlex
 import statistics
@@ -53,7 +55,7 @@ def problem(positions: int, vocabulary: int) -> tuple[torch.Tensor, torch.Tensor
 
 def targets_on(ids: torch.Tensor, weighted: bool) -> SoftTargets:
     """A tenth of the mass off the true token; weights from 0.5 to 1.5."""
-    mass = one_hot(ids[:, 0], ids.shape[1], ids).mass * 0.9 + 0.1 / ids.shape[1]
+    mass = one_hot(ids[:, 0], ids).mass * 0.9 + 0.1 / ids.shape[1]
     return SoftTargets(
         ids, mass * torch.linspace(0.5, 1.5, len(ids))[:, None] if weighted else mass
     )
@@ -124,7 +126,7 @@ def measured(arms: Sequence[str], positions: int, vocabulary: int, rounds: int) 
     for turn in range(rounds + 1):
         for arm in arms:
             inputs[0].grad = inputs[1].grad = None
-            result = clocked(lambda arm=arm: step(arm, *inputs))
+            result = clocked(functools.partial(step, arm, *inputs))
             if turn:  # the first is for warming up
                 seconds[arm].append(result)
     rows = []
@@ -182,7 +184,8 @@ def main() -> None:
         print_peak(given.peak[0], int(given.peak[1]), int(given.peak[2]))
         return
     command = " ".join(["python", "benchmarks/head.py", *map(shlex.quote, sys.argv[1:])])
-    result = {"environment": environment() | {"command": command}, "width": WIDTH, "rows": []}
+    rows: list[dict] = []
+    result = {"environment": environment() | {"command": command}, "width": WIDTH, "rows": rows}
     if not given.json:
         print(
             f"positions vocab  {'arm':12} {'CPU s':>9} {'ratio':>7} {'range':>14} "
@@ -191,7 +194,7 @@ def main() -> None:
     for shape in ("64x2048",) if given.minute else given.shapes:
         positions, vocabulary = map(int, shape.split("x"))
         block = measured(given.arms, positions, vocabulary, given.rounds)
-        result["rows"] += block
+        rows += block
         if given.out:
             write_json(given.out, result)
         if not given.json:

@@ -38,6 +38,7 @@ from vpretrain.language.data.rows import Document
 from vpretrain.language.learner.causal import CausalLearner, Context
 from vpretrain.language.learner.suffix import Anatomy, aligned_parameters
 from vpretrain.language.learner.targets import SoftTargets, one_hot, soft_target_loss
+from vpretrain.method import vectors
 from vpretrain.method.directional import ESTIMATORS
 from vpretrain.method.value import Alignment
 from vpretrain.method.value_estimator import ValueEstimator
@@ -55,7 +56,7 @@ def whole_graph(
         logits = learner.anatomy.finished(learner.anatomy.head(learner.hidden(batch)[row, at - 1]))
         loss = soft_target_loss(logits, SoftTargets(task.ids, mass))
         gradients = torch.autograd.grad(loss, list(learner.aligned.values()), create_graph=True)
-        value = sum((down[n] * g).sum() for n, g in zip(learner.aligned, gradients, strict=True))
+        value = vectors.inner(down, vectors.named(learner.aligned, gradients))
         (result,) = torch.autograd.grad(value, (mass,))
     return result
 
@@ -102,16 +103,14 @@ def main() -> None:
     (ids,) = windows(shape, 1, given.length, seed=1)
     batch = padded([Document(ids, [True] * len(ids), "s", "s")], pad_id=0)
     context = learner.forward(batch)
-    targets = one_hot(
-        context.labels, given.candidates, context.predictions.candidates(given.candidates)
-    )
+    targets = one_hot(context.labels, context.predictions.candidates(given.candidates))
     generator = torch.Generator().manual_seed(2)
     down = {name: torch.randn(p.shape, generator=generator) for name, p in aligned.items()}
     ways: dict[str, Callable[[], Tensor]] = {
         "whole graph": functools.partial(whole_graph, learner, batch, targets, down)
     }
-    for way in ("double_backward", "forward_mode", "central_difference"):
-        ways[way] = functools.partial(estimated, learner, context, targets, down, way)
+    for name in ("double_backward", "forward_mode", "central_difference"):
+        ways[name] = functools.partial(estimated, learner, context, targets, down, name)
     reference = ways["whole graph"]().flatten()
     rows = {}
     for name, way in ways.items():

@@ -57,7 +57,8 @@ def labelled(image: bytes, masks: list[bytes]) -> tuple[Image.Image, Image.Image
         labels[nucleus] = 2
         labels[binary_erosion(nucleus, iterations=RIM)] = 1
     scale = SIDE / min(picture.size)
-    size = tuple(max(SIDE, round(side * scale)) for side in picture.size)
+    width, height = (max(SIDE, round(side * scale)) for side in picture.size)
+    size = (width, height)
     return picture.resize(size, Image.Resampling.BOX), Image.fromarray(labels).resize(
         size, Image.Resampling.NEAREST
     )

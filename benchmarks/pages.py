@@ -206,6 +206,12 @@ def horizon(result: dict) -> list[str]:
     return markdown(rows)
 
 
+def with_table(text: str, mark: str, lines: list[str]) -> str:
+    """A page with these lines in the place of the table that follows the mark."""
+    block = re.compile(rf"({re.escape(mark)}\n)(?:\|.*\n)*")
+    return block.sub(lambda match: match.group(1) + "\n".join(lines) + "\n", text)
+
+
 def main() -> None:
     """Replaces every table whose results are there, and draws the plots."""
     plots.draw()
@@ -236,10 +242,7 @@ def main() -> None:
                     else comparison
                 )
                 lines = kind(result)
-            block = re.compile(rf"({re.escape(mark)}\n)(?:\|.*\n)*")
-            text = block.sub(
-                lambda match, lines=lines: match.group(1) + "\n".join(lines) + "\n", text
-            )
+            text = with_table(text, mark, lines)
         page.write_text(text, encoding="utf-8")
 
 

@@ -17,16 +17,16 @@ import argparse
 import math
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy
 import torch
 from torch import nn
+from vision_parts import picture_learner, prepared_config, vision_recipe
 
-from vpretrain.config import recipe as recipes
 from vpretrain.run.folder import environment
-from vpretrain.run.modalities import SCHEMAS
 from vpretrain.run.run import Run
+from vpretrain.run.scores import Score
 from vpretrain.run.train import train
 from vpretrain.system.files import write_json
 from vpretrain.vision import Vision
@@ -37,6 +37,7 @@ from vpretrain.vision.evaluation.measure import evaluate
 from vpretrain.vision.feedback.features import LastBlocks
 from vpretrain.vision.feedback.tasks import mean_loss
 from vpretrain.vision.loading import new_model
+from vpretrain.vision.recipe import VisionRecipe
 
 RECIPES = Path(__file__).parent.parent / "recipes/vision"
 PROBES = {
@@ -45,24 +46,34 @@ PROBES = {
     "room": ("depth", "depth_rmse", "centimetres"),
 }
 """Probe, metric, and what a hundredth of the metric is."""
-SUPERVISED = {"steps": 3000, "batch_size": 32, "learning_rate": 2e-3}
 ORDER = ("random weights", "plain", "direct", "supervised")
 
 
-def loaded(name: str, data: Path, *overrides: str) -> Any:
+class Supervised(TypedDict):
+    """How the same backbone is trained on labels."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+
+
+SUPERVISED: Supervised = {"steps": 3000, "batch_size": 32, "learning_rate": 2e-3}
+
+
+def loaded(name: str, data: Path, *overrides: str) -> VisionRecipe:
     """The recipe on dev."""
     words = [f"data.root={data}", "evaluate.split=dev", f"evaluate.probes=[{PROBES[name][0]}]"]
-    return recipes.load(str(RECIPES / f"{name}.yaml"), [*words, *overrides], schemas=SCHEMAS)
+    return vision_recipe(str(RECIPES / f"{name}.yaml"), [*words, *overrides])
 
 
-def supervised(name: str, recipe: Any, data: Path, seed: int) -> Any:
+def supervised(name: str, recipe: VisionRecipe, data: Path, seed: int) -> Any:
     """The same backbone trained on labels of the stream's pictures."""
     known = "data.evaluation.train.0.path=supervised.parquet"
     sets = read(loaded(name, data, known, "arm=plain"))
     task = sets.tasks[PROBES[name][0]]
     pixels, targets = normalised(sets.probed), task.targets(sets.probed)
     torch.manual_seed(seed)
-    model = new_model(recipe.learner.prepare.config, dtype=torch.float32, attention="sdpa").train()
+    model = new_model(prepared_config(recipe), dtype=torch.float32, attention="sdpa").train()
     encoder = LastBlocks(Backbone(model), recipe.evaluate.blocks)
     generator = torch.Generator().manual_seed(seed)
     head = task.head(encoder.width, sets.probed, generator, 0.1)
@@ -84,7 +95,7 @@ def supervised(name: str, recipe: Any, data: Path, seed: int) -> Any:
     return model.eval()
 
 
-def apart(one: Any, other: Any) -> float:
+def apart(one: Score, other: Score) -> float:
     """How far the second score is better, in standard errors of the difference."""
     differences = numpy.subtract(other.items, one.items)
     differences = differences if one.higher_is_better else -differences
@@ -107,21 +118,20 @@ def main() -> None:
     recipe = loaded(name, data, "arm=plain")
     materials = Vision().load(recipe)
 
-    def probed(model: Any) -> Any:
+    def probed(model: Any) -> Score:
         encoder = LastBlocks(Backbone(model), recipe.evaluate.blocks)
         return evaluate(recipe, materials.sets, encoder)[metric]
 
-    def random_weights(seed: int) -> Any:
+    def random_weights(seed: int) -> Score:
         torch.manual_seed(seed)
-        return probed(
-            new_model(recipe.learner.prepare.config, dtype=torch.float32, attention="sdpa").eval()
-        )
+        model = new_model(prepared_config(recipe), dtype=torch.float32, attention="sdpa")
+        return probed(model.eval())
 
-    def continued(arm: str, seed: int) -> Any:
+    def continued(arm: str, seed: int) -> Score:
         each = loaded(name, data, f"arm={arm}", f"seed={seed}")
         return train(Run(each, Vision().build(each, materials), step0={})).final[metric]
 
-    start = Vision().build(recipe, materials).learner.backbone.model
+    start = picture_learner(Vision().build(recipe, materials)).backbone.model
     result = {"prepared learner": [probed(start)]}
     ways = {
         "random weights": random_weights,

@@ -24,15 +24,18 @@ import kornia.augmentation as augment
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from vision_parts import prepared_config, vision_recipe
 
-from vpretrain.config import recipe as recipes
 from vpretrain.method.accumulation import next_batches
 from vpretrain.run.build import new_step, seed_run
 from vpretrain.run.folder import environment
-from vpretrain.run.modalities import SCHEMAS
 from vpretrain.system.files import write_json
 from vpretrain.vision import Vision
+from vpretrain.vision.data.crops import CropSettings
+from vpretrain.vision.data.stream import ImageBatch
 from vpretrain.vision.loading import new_model
+from vpretrain.vision.modality import Materials
+from vpretrain.vision.recipe import VisionRecipe
 
 CASES = {
     "scenes": ("demo-vision", []),
@@ -47,7 +50,7 @@ SMALL_DATA = ["data.stream=[{name: scenes, pictures: {kind: scenes, split: strea
 class Network(nn.Module):
     """A backbone and a projection head: images to scores of prototypes."""
 
-    def __init__(self, recipe: Any, config: dict[str, Any]) -> None:
+    def __init__(self, recipe: VisionRecipe, config: dict[str, Any]) -> None:
         super().__init__()
         self.backbone = new_model(config, dtype=torch.float32, attention="sdpa")
         self.has_class_token = "ijepa" not in config["model_type"]
@@ -70,7 +73,7 @@ class Network(nn.Module):
 
 
 def augmentation(
-    crops: Any, size: int, scale: tuple[float, float], blur: float, solarise: float
+    crops: CropSettings, size: int, scale: tuple[float, float], blur: float, solarise: float
 ) -> nn.Module:
     """One kind of view."""
     steps: list[nn.Module] = [
@@ -96,10 +99,10 @@ def augmentation(
     )
 
 
-def straightforward(recipe: Any, pictures: Iterator[Any]) -> Callable[[], None]:
+def straightforward(recipe: VisionRecipe, pictures: Iterator[ImageBatch]) -> Callable[[], None]:
     """A step of the loop as one would write it; ``pictures`` gives batches as ours has them."""
     section, crops = recipe.learner, recipe.learner.crops
-    student = Network(recipe, section.config or section.prepare.config).train()
+    student = Network(recipe, section.config or prepared_config(recipe)).train()
     teacher = copy.deepcopy(student).requires_grad_(False).eval()
     views = [
         augmentation(crops, crops.global_size, crops.global_scale, crops.blur[0], 0.0),
@@ -162,7 +165,7 @@ def sinkhorn(scores: Tensor) -> Tensor:
     return q
 
 
-def ours(recipe: Any, materials: Any) -> Callable[[], None]:
+def ours(recipe: VisionRecipe, materials: Materials) -> Callable[[], None]:
     """A step of this loop's plain arm, as `vpretrain train` takes it."""
     seed_run(recipe)
     parts = Vision().build(recipe, materials)
@@ -176,7 +179,7 @@ def ours(recipe: Any, materials: Any) -> Callable[[], None]:
 
 def measured(name: str, overrides: list[str], rounds: int, steps: int) -> dict[str, Any]:
     """Milliseconds a step of both, medians over alternating rounds."""
-    recipe = recipes.load(name, ["arm=plain", *SMALL_DATA, *overrides], schemas=SCHEMAS)
+    recipe = vision_recipe(name, ["arm=plain", *SMALL_DATA, *overrides])
     torch.set_num_threads(1)
     materials = Vision().load(recipe)
     stream = Vision().build(recipe, materials).stream

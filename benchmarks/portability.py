@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from vpretrain.config import recipe as recipes
+from vpretrain.language.recipe import LanguageRecipe
 from vpretrain.run.folder import environment
 from vpretrain.run.launch import train_one
 from vpretrain.run.modalities import MODALITIES, SCHEMAS
@@ -37,6 +38,7 @@ COMMON = ["arm=field", "evaluate.every=0", "evaluate.answer=null"]
 def final_nll(overrides: list[str], materials: dict[str, Any]) -> float:
     """Held-out NLL at the end of one run; data is read once a learner."""
     recipe = recipes.load("demo-language", [*COMMON, *overrides], schemas=SCHEMAS)
+    assert isinstance(recipe, LanguageRecipe) and recipe.learner.model is not None
     modality = MODALITIES[recipe.modality]()
     name = recipe.learner.model
     if name not in materials:

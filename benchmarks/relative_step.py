@@ -11,12 +11,15 @@ import json
 import sys
 
 import torch
+from torch import Tensor
 
 from vpretrain.config import recipe
 from vpretrain.method import directional
+from vpretrain.method.exact import ExactDesigner
 from vpretrain.method.value import Alignment
 from vpretrain.method.value_estimator import ValueEstimator
 from vpretrain.run.modalities import MODALITIES, SCHEMAS
+from vpretrain.run.parts import AnyParts
 
 STEPS = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 1e-6)
 
@@ -30,20 +33,20 @@ def main() -> None:
     modality = MODALITIES[resolved.modality]()
     materials = modality.load(resolved)
 
-    def parts(dtype: str):
+    def parts(dtype: str) -> AnyParts:
         section = resolved.learner.model_copy(update={"dtype": dtype, "attention": "eager"})
         return modality.build(resolved.model_copy(update={"learner": section}), materials)
 
     wide = parts("float64")
     batch, down = next(wide.stream), wide.feedback.gradients(wide.learner)[:1]
 
-    def values(made, estimator, dtype):
+    def values(made: AnyParts, estimator: directional.Function, dtype: torch.dtype) -> Tensor:
+        assert isinstance(made.designer, ExactDesigner)
         value_estimator = ValueEstimator(made.learner, Alignment("dot"), estimator)
         value_estimator.update([{n: g.to(dtype) for n, g in down[0].items()}], None, 0.0)
         context = made.learner.forward(batch)
-        return (
-            value_estimator(context, made.designer._probe(context)).gradient[0].double().flatten()
-        )
+        probe = made.designer.rule.probe(context)
+        return value_estimator(context, probe).gradient[0].double().flatten()
 
     reference = values(wide, directional.double_backward, torch.float64)
     rows = []

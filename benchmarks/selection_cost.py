@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vpretrain.config import recipe as recipes
 from vpretrain.run.build import new_step
-from vpretrain.run.flops import count
+from vpretrain.run.flops import Cost, count
 from vpretrain.run.folder import environment
 from vpretrain.run.modalities import MODALITIES, SCHEMAS
 from vpretrain.system.files import write_json
@@ -38,7 +38,7 @@ def main() -> None:
     modality = MODALITIES[recipe_of("onehot").modality]()
     materials = modality.load(recipe_of("onehot"))
 
-    def cost(arm: str) -> dict[bool, float]:
+    def cost(arm: str) -> Cost:
         recipe = recipe_of(arm)
         parts = modality.build(recipe, materials)
         return count(new_step(recipe, parts), parts)

@@ -214,7 +214,11 @@ def collect(study: Study, work: Path, baseline: str | None = None) -> dict[str, 
         for name, s in next(iter(step0.values())).items()
     }
     baseline = baseline or next(iter(study.rows))
-    summary, paired = paired_table(done, meaning, baseline)
+    summary, differences = paired_table(done, meaning, baseline)
+    paired = {
+        row: {metric: dict(pair) for metric, pair in metrics.items()}
+        for row, metrics in differences.items()
+    }
     of = {(entry["arm"], entry["seed"]): entry for entry in done}
     for row, metrics in paired.items():
         seeds = [seed for arm, seed in of if arm == row and (baseline, seed) in of]

@@ -29,6 +29,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, overload
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
@@ -74,9 +75,17 @@ class Beside(Sequence[Row]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index):
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Row]: ...
+
+    def __getitem__(self, index: int | slice) -> Row | Sequence[Row]:
         """The same rows."""
         result = self.rows[index]
+        if isinstance(result, Row):
+            return result
         away = time.process_time()
         some = [row.text for row in result]
         start = time.process_time()
@@ -92,10 +101,11 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def through(path: Path, documents: int, tokenizer: Qwen2Tokenizer) -> dict[str, float]:
+def through(path: Path, documents: int, tokenizer: Qwen2Tokenizer) -> dict[str, Any]:
     """One source of so many documents, from its file to the last window of a pass."""
     source = Source(name="s", rows=TableFiles(kind="jsonl", path=path, text="text", rows=documents))
-    feedback = FeedbackSet(rows=WordProblems(kind="word_problems", split="feedback", rows=1000))
+    verified_rows = WordProblems(kind="word_problems", split="feedback", rows=1000)
+    feedback = FeedbackSet(rows=verified_rows)
     data = Data(
         window_tokens=WINDOW, batch_size=BATCH, stream=[source], feedback=feedback, evaluation={}
     )
@@ -114,7 +124,7 @@ def through(path: Path, documents: int, tokenizer: Qwen2Tokenizer) -> dict[str, 
         batch = next(stream)
         seen, filled, batches = seen + len(batch.documents), filled + batch.tokens, batches + 1
     streamed = time.process_time()
-    verified = reader.rows(feedback.rows, "feedback", "data.feedback.rows")
+    verified = reader.rows(verified_rows, "feedback", "data.feedback.rows")
     compared = time.process_time()
     assert not overlap(verified, rows)
     ended = time.process_time()

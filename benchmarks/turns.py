@@ -31,7 +31,8 @@ class Turn:
     """A child's side: waits for its turn, and clocks the steps of it."""
 
     def __init__(self, pipe: Connection) -> None:
-        self.pipe, self.steps = pipe, []
+        self.pipe = pipe
+        self.steps: list[dict[str, Any]] = []
 
     def wait(self) -> None:
         """Hands over what was clocked, and returns when it is this arm's turn again."""
@@ -90,7 +91,6 @@ def in_turn(
     finally:
         for process, _, _ in children.values():
             process.kill()
-    return result
 
 
 def per_step(steps: Sequence[dict[str, Any]], period: int, clock: str = "cpu") -> float:

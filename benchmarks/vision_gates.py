@@ -16,14 +16,13 @@ import math
 import statistics
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
+from vision_parts import class_count, picture_learner, prepared_config, vision_recipe
 
-from vpretrain.config import recipe as recipes
 from vpretrain.run.folder import environment
-from vpretrain.run.modalities import SCHEMAS
 from vpretrain.run.run import Run
 from vpretrain.run.train import train
 from vpretrain.system.files import write_json
@@ -31,24 +30,42 @@ from vpretrain.vision import Vision
 from vpretrain.vision.backbone import Backbone
 from vpretrain.vision.data.images import Picture, normalised
 from vpretrain.vision.data.scenes import Scenes
-from vpretrain.vision.evaluation.probes import segmentation_probe
+from vpretrain.vision.evaluation.probes import ProbeResult, segmentation_probe
 from vpretrain.vision.feedback.features import LastBlocks, freeze
 from vpretrain.vision.feedback.heads import Head
 from vpretrain.vision.feedback.tasks import Segmentation, balanced, mean_loss
 from vpretrain.vision.loading import new_model
+from vpretrain.vision.modality import Materials
+from vpretrain.vision.recipe import VisionRecipe
 
-SUPERVISED = {"steps": 600, "pictures": 2000, "batch_size": 32, "learning_rate": 2e-3}
 REFITS = (0, 1, 2, 3, 4)
 
 
-def loaded(*overrides: str) -> Any:
+class Supervised(TypedDict):
+    """How the same backbone is trained on labels."""
+
+    steps: int
+    pictures: int
+    batch_size: int
+    learning_rate: float
+
+
+SUPERVISED: Supervised = {
+    "steps": 600,
+    "pictures": 2000,
+    "batch_size": 32,
+    "learning_rate": 2e-3,
+}
+
+
+def loaded(*overrides: str) -> VisionRecipe:
     """The demo's recipe."""
-    return recipes.load(
-        "demo-vision", ["evaluate.probes=[segmentation]", *overrides], schemas=SCHEMAS
-    )
+    return vision_recipe("demo-vision", ["evaluate.probes=[segmentation]", *overrides])
 
 
-def probed(recipe: Any, model: Any, materials: Any, *, refits: tuple[int, ...] = (0,)) -> Any:
+def probed(
+    recipe: VisionRecipe, model: Any, materials: Materials, *, refits: tuple[int, ...] = (0,)
+) -> ProbeResult:
     """The probe on a model's frozen features, as the recipe asks for it."""
     encoder = LastBlocks(Backbone(model), recipe.evaluate.blocks)
     train, test = (
@@ -58,25 +75,25 @@ def probed(recipe: Any, model: Any, materials: Any, *, refits: tuple[int, ...] =
     return segmentation_probe(
         train,
         test,
-        classes=materials.sets.tasks["segmentation"].classes,
+        classes=class_count(materials.sets, "segmentation"),
         settings=settings,
         class_balanced=recipe.evaluate.class_balanced,
     )
 
 
-def supervised(recipe: Any, materials: Any, seed: int = 0) -> float:
+def supervised(recipe: VisionRecipe, materials: Materials, seed: int = 0) -> float:
     """Score of the same backbone with a linear-BN head, both trained on labels: what the
     architecture can do.
     """
-    pictures = list(Scenes("stream", SUPERVISED["pictures"], recipe.data.image_size, 1))
-    classes = materials.sets.tasks["segmentation"].classes
+    scenes = Scenes("stream", SUPERVISED["pictures"], recipe.data.image_size, 1)
+    pictures = [scenes[number] for number in range(len(scenes))]
+    classes = class_count(materials.sets, "segmentation")
     task = Segmentation(classes, balanced(pictures, classes))
     torch.manual_seed(seed)
-    model = new_model(recipe.learner.prepare.config, dtype=torch.float32, attention="sdpa").train()
+    model = new_model(prepared_config(recipe), dtype=torch.float32, attention="sdpa").train()
     encoder = LastBlocks(Backbone(model), recipe.evaluate.blocks)
-    width = encoder.blocks * encoder.backbone.width
     generator = torch.Generator().manual_seed(seed)
-    head = Head(width, classes, generator)
+    head = Head(encoder.width, classes, generator)
     parameters = [*model.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.04)
     pixels, labels = normalised(pictures), task.targets(pictures)
@@ -158,8 +175,7 @@ def main() -> None:
 
     def random_weights(seed: int) -> float:
         torch.manual_seed(seed)
-        config = recipe.learner.prepare.config
-        model = new_model(config, dtype=torch.float32, attention="sdpa").eval()
+        model = new_model(prepared_config(recipe), dtype=torch.float32, attention="sdpa").eval()
         return probed(recipe, model, materials).scores["miou"].value
 
     def continued(arm: str, seed: int) -> float:
@@ -172,7 +188,7 @@ def main() -> None:
         print(arm, seed, round(100 * result, 2), seconds[arm], "s", flush=True)
         return result
 
-    start = Vision().build(loaded("arm=plain"), materials).learner.backbone.model
+    start = picture_learner(Vision().build(loaded("arm=plain"), materials)).backbone.model
     noise = probed(recipe, start, materials, refits=REFITS)
     result = {
         "random weights": [random_weights(seed) for seed in range(options.seeds)],

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from vision_parts import class_count, picture_learner
 
 from vpretrain.config import recipe as recipes
 from vpretrain.method.accumulation import MicroBatches, next_batches
@@ -127,11 +128,11 @@ class Walk:
     def refitted(self) -> float:
         """The same under heads that are trained on these features."""
         sets = self.materials.sets
-        encoder = LastBlocks(self.learner.backbone, self.recipe.evaluate.blocks)
+        encoder = LastBlocks(picture_learner(self.parts).backbone, self.recipe.evaluate.blocks)
         probed = [
             freeze(encoder, part) for part in (sets.probed, sets.evaluation[:HELD_OUT_PICTURES])
         ]
-        classes = sets.tasks["segmentation"].classes
+        classes = class_count(sets, "segmentation")
         result = segmentation_probe(*probed, classes=classes, settings=REFITTED)
         return result.scores["cross_entropy"].value
 

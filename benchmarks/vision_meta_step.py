@@ -21,13 +21,13 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from vpretrain.method import vectors
 from vpretrain.method.directional import ESTIMATORS
 from vpretrain.method.value import Alignment
 from vpretrain.method.value_estimator import ValueEstimator
@@ -36,18 +36,12 @@ from vpretrain.studies.doctor import peak_bytes
 from vpretrain.system.contexts import evaluating
 from vpretrain.system.files import write_json
 from vpretrain.vision.backbone import Backbone, aligned_parameters
+from vpretrain.vision.data.crops import Crops
+from vpretrain.vision.data.stream import ImageBatch
 from vpretrain.vision.dino.learner import Context, DinoLearner, DinoSettings
 from vpretrain.vision.dino.loss import DinoHead
 from vpretrain.vision.loading import new_model
 from vpretrain.vision.steering.views import LearnedViews, blur
-
-
-@dataclass
-class Views:
-    """Two global views of noise, and no local ones: they carry no gradient to a mask."""
-
-    global_views: list[Tensor]
-    local_views: list[Tensor]
 
 
 def whole_graph(
@@ -58,7 +52,7 @@ def whole_graph(
     with sdpa_kernel(SDPBackend.MATH), torch.enable_grad(), evaluating(learner.model):
         loss = learner.loss(context, task.with_controls((mask,)))
         gradients = torch.autograd.grad(loss, list(learner.aligned.values()), create_graph=True)
-        value = sum((down[n] * g).sum() for n, g in zip(learner.aligned, gradients, strict=True))
+        value = vectors.inner(down, vectors.named(learner.aligned, gradients))
         (result,) = torch.autograd.grad(value, (mask,))
     return result
 
@@ -73,7 +67,7 @@ def arguments() -> argparse.Namespace:
 
 
 def made(chosen: argparse.Namespace) -> DinoLearner:
-    """A learner of these sizes on noise."""
+    """A learner of these sizes, whose two global views of any batch are noise."""
     model = new_model(
         {
             "model_type": "dinov3_vit",
@@ -91,11 +85,13 @@ def made(chosen: argparse.Namespace) -> DinoLearner:
     backbone = Backbone(model)
     aligned = aligned_parameters(backbone, blocks=chosen.aligned, patterns=[])
     shape = (2, chosen.images, 3, chosen.size, chosen.size)
+    # No local views: they carry no gradient to a mask.
+    views = Crops(tuple(torch.randn(shape)), ())
     return DinoLearner(
         backbone,
         DinoHead(backbone.width),
         aligned,
-        lambda seed: Views(list(torch.randn(shape)), []),
+        lambda batch: views,
         DinoSettings(teacher_views="plain"),
     )
 
@@ -106,7 +102,8 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     learner = made(chosen)
-    context = learner.forward(0)
+    black = torch.zeros(chosen.images, 3, chosen.size, chosen.size, dtype=torch.uint8)
+    context = learner.forward(ImageBatch(black, torch.arange(chosen.images), (), seed=0))
     mask = torch.rand(2, chosen.images, 1, chosen.size, chosen.size)
     task = LearnedViews(mask, blur(context.global_views, 2.0))
     down = {name: torch.randn_like(p) for name, p in learner.aligned.items()}

@@ -90,9 +90,10 @@ def _scored(table: Mapping[str, Any], row: str, metric: str) -> list[str]:
     mean = f"{scale * result['mean']:.{digits}f}{spread}"
     if pair is None:
         return [mean, "", "baseline"]
-    low, high = pair["ci95"] or (None, None)
-    interval = "" if low is None else f" [{scale * low:+.{digits}f}, {scale * high:+.{digits}f}]"
-    verdict = pair["verdict"] if pair["ci95"] else ""
+    interval = verdict = ""
+    if pair["ci95"]:
+        low, high = (f"{scale * end:+.{digits}f}" for end in pair["ci95"])
+        interval, verdict = f" [{low}, {high}]", pair["verdict"]
     return [mean, f"{scale * pair['difference']:+.{digits}f}{interval}", verdict]
 
 

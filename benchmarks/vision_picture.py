@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vpretrain.config import recipe as recipes
-from vpretrain.run.modalities import SCHEMAS
+from vision_parts import vision_recipe
+
 from vpretrain.run.run import Run
 from vpretrain.run.train import train
 from vpretrain.vision import Vision
@@ -26,8 +26,8 @@ def main() -> None:
         "--out", type=Path, default=Path(__file__).parent.parent / "docs" / "images" / "vision.png"
     )
     options = parser.parse_args()
-    recipe = recipes.load(
-        "demo-vision", [f"seed={options.seed}", "evaluate.probes=[segmentation]"], schemas=SCHEMAS
+    recipe = vision_recipe(
+        "demo-vision", [f"seed={options.seed}", "evaluate.probes=[segmentation]"]
     )
     vision = Vision()
     parts = vision.build(recipe, vision.load(recipe))

@@ -15,16 +15,14 @@ from __future__ import annotations
 import functools
 import sys
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from turns import Turn, compared, in_turn, parser, save, show
+from vision_parts import vision_recipe
 
-from vpretrain.config import recipe as recipes
 from vpretrain.method.accumulation import next_batches
 from vpretrain.run.build import new_step, seed_run
-from vpretrain.run.modalities import SCHEMAS
 from vpretrain.vision import Vision
 
 ONE_SIDED = ["value.estimator=one_sided_difference"]
@@ -50,15 +48,15 @@ def overrides(arm: str) -> list[str]:
 def steps(arm: str, shape: str, turn: Turn) -> None:
     """Meta steps where the arm has any, and plain ones."""
     source, words = SHAPES[shape]
-    recipe = recipes.load(source, [*SMALL_DATA, *words, *overrides(arm)], schemas=SCHEMAS)
+    recipe = vision_recipe(source, [*SMALL_DATA, *words, *overrides(arm)])
     seed_run(recipe)
-    parts: Any = Vision().build(recipe, Vision().load(recipe))
+    parts = Vision().build(recipe, Vision().load(recipe))
     step, rate = new_step(recipe, parts), recipe.learner.learning_rate
     while True:
         turn.wait()
         for kind in ("meta", "plain") if step.meta.designer.uses_feedback else ("plain",):
             for _ in range(STEPS):
-                batch = next_batches(parts.stream, step.draws)
+                batch = next_batches(parts.stream, parts.designer.draws)
                 turn.start()
                 step.uncounted(batch, rate, 0.0, meta_due=kind == "meta")
                 turn.stop(kind)

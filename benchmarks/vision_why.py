@@ -16,25 +16,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from vision_parts import class_count, picture_learner, vision_recipe
 
-from vpretrain.config import recipe as recipes
 from vpretrain.method.accumulation import next_batches
 from vpretrain.run.build import new_step, seed_run
 from vpretrain.run.folder import environment
-from vpretrain.run.modalities import SCHEMAS
 from vpretrain.run.schedule import learning_rate
 from vpretrain.system.files import write_json
 from vpretrain.vision import Vision
 from vpretrain.vision.evaluation.probes import ProbeSettings, segmentation_probe
 from vpretrain.vision.feedback.features import LastBlocks, freeze
 from vpretrain.vision.modality import HELD_OUT_PICTURES, Materials
+from vpretrain.vision.recipe import VisionRecipe
 
 STEERED = ("ascent", "closed_form", "view_weights")
 REFITTED = ProbeSettings(steps=150, batch_size=32, train_size=(8, 8))
 MULTIPLES = (0.25, 0.5, 1.0, 2.0)
 
 
-def loaded(*overrides: str) -> Any:
+def loaded(*overrides: str) -> VisionRecipe:
     """The demo's recipe, constant learning rate after one step."""
     description = [
         "value.guard_window=0",
@@ -42,19 +42,20 @@ def loaded(*overrides: str) -> Any:
         "learner.final_fraction=1.0",
         *overrides,
     ]
-    return recipes.load("demo-vision", description, schemas=SCHEMAS)
+    return vision_recipe("demo-vision", description)
 
 
-def trace(recipe: Any, materials: Materials, steps: int, *, refit_every: int = 0) -> dict[str, Any]:
+def trace(
+    recipe: VisionRecipe, materials: Materials, steps: int, *, refit_every: int = 0
+) -> dict[str, Any]:
     """Loss of the held-out pictures before the first step and after each: ``fixed`` heads, and
     ``refitted`` ones at times.
     """
     seed_run(recipe)
     parts = Vision().build(recipe, materials)
     step = new_step(recipe, parts)
-    learner = getattr(parts.learner, "learner", parts.learner)  # of `direct`, what it wraps
-    encoder = LastBlocks(learner.backbone, recipe.evaluate.blocks)
-    classes = materials.sets.tasks["segmentation"].classes
+    encoder = LastBlocks(picture_learner(parts).backbone, recipe.evaluate.blocks)
+    classes = class_count(materials.sets, "segmentation")
 
     def fixed() -> float:
         with torch.no_grad():
@@ -76,7 +77,9 @@ def trace(recipe: Any, materials: Materials, steps: int, *, refit_every: int = 0
         if refit_every and count % refit_every == 0:
             result["refitted"][count] = round(refitted(), 5)
         if count < steps:
-            record = step(next_batches(parts.stream, 1), learning_rate(recipe, 1.0), count / steps)
+            record = step(
+                next_batches(parts.stream, 1), learning_rate(recipe.learner, 1.0), count / steps
+            )
             result["fixed"].append(fixed())
             if "gain" in record:
                 result["gain"].append(record["gain"])
