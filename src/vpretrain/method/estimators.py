@@ -238,6 +238,8 @@ class OneSidedDifference(CentralDifference):
             estimate = self._narrow_estimate(narrow, arguments)
             if estimate is not None:
                 return estimate
+            if distributed.rank() == 0:
+                log.info("forward mode in a narrow dtype does not serve: central from here on")
         # A step measured for one-sided differences does not suit central ones.
         if here is None and not self.central:
             self.central, self.step = True, 0.0
