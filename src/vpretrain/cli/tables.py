@@ -151,10 +151,13 @@ def duration(seconds: float) -> str:
 def doctor_table(result: dict[str, Any]) -> Table:
     """Returns estimators with their accuracy and cost."""
     slowest = max((e["seconds"] for e in result["estimators"] if e["seconds"]), default=None)
-    table = Table(
-        title="ways to compute a task's value (value.estimator)",
-        caption="cosine and relative error against double backward in float64",
-    )
+    caption = "cosine and relative error against double backward in float64"
+    if result["rounding"] is not None:
+        caption += (
+            f" from the learner's own pass, whose {result['dtype']} makes "
+            f"{result['rounding']:.1e} of difference to float32"
+        )
+    table = Table(title="ways to compute a task's value (value.estimator)", caption=caption)
     for name in ("estimator", "works", "cosine", "relative error", "ms", "of slowest", "peak MiB"):
         table.add_column(name, justify="left" if name in ("estimator", "works") else "right")
     for row in result["estimators"]:

@@ -44,14 +44,16 @@ def doctor(recipe: Recipe) -> dict[str, Any]:
     before any feedback.
 
     ``cosine`` and ``relative_error`` are of ``dV/d controls``, all that a designer is given, along
-    the recipe's own direction, against double backward in float64. ``seconds`` is the median of
+    the recipe's own direction, against double backward in float64 from the learner's own pass.
+    ``rounding`` is how far that exact gradient is from the one of a pass in float32, where the
+    learner's is in bfloat16: what no estimator can avoid; else None. ``seconds`` is the median of
     interleaved repeats; ``peak_bytes`` what the estimator allocates on top of what was there. An
     arm whose tasks are not valued is replaced by the modality's first whose tasks are. One learner
     is in memory at a time.
 
     Returns:
-        ``{device, dtype, attention, estimators: [{name, supported, reason, cosine, relative_error,
-        seconds, peak_bytes}]}``.
+        ``{device, dtype, attention, rounding, estimators: [{name, supported, reason, cosine,
+        relative_error, seconds, peak_bytes}]}``.
 
     Raises:
         UserError: the modality has no arm whose tasks are valued.
@@ -70,15 +72,19 @@ def doctor(recipe: Recipe) -> dict[str, Any]:
     section = recipe.learner
     del parts
     gc.collect()
-    reference = _reference(recipe, modality, materials, direction, batch)
+    at = recipe, modality, materials, direction, batch
+    reference, rounding = _reference(*at, section.dtype), None
     for name, gradient in gradients.items():
         cosine = torch.nn.functional.cosine_similarity(gradient, reference, dim=0)
         rows[name]["cosine"] = float(cosine)
-        rows[name]["relative_error"] = float((gradient - reference).norm() / reference.norm())
+        rows[name]["relative_error"] = _relative(gradient, reference)
+    if section.dtype == "bfloat16":
+        rounding = _relative(reference, _reference(*at, "float32"))
     return {
         "device": str(device),
         "dtype": section.dtype,
         "attention": section.attention,
+        "rounding": rounding,
         "estimators": list(rows.values()),
     }
 
@@ -168,26 +174,38 @@ def _try_estimators(
     return rows, gradients
 
 
+def _relative(one: Tensor, other: Tensor) -> float:
+    return float((one - other).norm() / other.norm())
+
+
 def _reference(
-    recipe: Recipe, modality: Modality, materials: Any, direction: Gradient, batch: Any
+    recipe: Recipe,
+    modality: Modality,
+    materials: Any,
+    direction: Gradient,
+    batch: Any,
+    dtype: str,
 ) -> Tensor:
     """The gradient by double backward, with S and what follows it in float64.
 
-    What is below S, most of a large model, is the same for all estimators and stays float32. A
+    What is below S, most of a large model, is the same for all estimators and stays in ``dtype``. A
     learner that cannot mix the two is float64 as a whole, as is that of a recipe in float64.
     """
 
     def gradient(dtype: str) -> Tensor:
-        section = recipe.learner.model_copy(update={"dtype": dtype, "attention": "eager"})
+        changes = {"dtype": dtype, "attention": "eager"}
+        if dtype == "bfloat16" and recipe.learner.attention != "flash_attention_2":
+            del changes["attention"]  # another kernel would round otherwise
+        section = recipe.learner.model_copy(update=changes)
         wide = modality.build(recipe.model_copy(update={"learner": section}), materials)
         context = _context(wide, batch)
         for parameter in wide.learner.aligned.values():
             parameter.data = parameter.data.double()
         return _Bench(recipe, wide, "double_backward", [direction], context).gradient()
 
-    if recipe.learner.dtype != "float64":
+    if dtype != "float64":
         with suppress(RuntimeError):
-            return gradient("float32")
+            return gradient(dtype)
     return gradient("float64")
 
 
