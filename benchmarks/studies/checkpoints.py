@@ -123,6 +123,29 @@ add(
     *TEST,
 )
 
+LATE = replace(
+    RELEASED,
+    name="after 150 steps",
+    folder="smollm2-late/model",
+    command=f"vpretrain train {SMOL} arm=onehot budget.steps=150 seed=9 threads=1 "
+    f"learner.dtype=bfloat16 learner.model=MODELS/smollm2 {ERRORS} data.stream.1.rows.skip_rows=40 "
+    "--out MODELS/smollm2-late",
+)
+add(
+    "smollm2-late",
+    "SmolLM2-135M after 150 one-hot steps on the noisy stream, when it learns little more from it",
+    SMOL,
+    (LATE,),
+    {
+        "onehot": "arm=onehot",
+        "document_weights": DOCUMENTS,
+        "onehot, 34 steps": "arm=onehot budget.steps=34",
+        "fixed_random_direction": RANDOM,
+    },
+    ERRORS,
+    *TEST,
+)
+
 QUESTIONS_AND_PROSE = (
     "data.stream=[{name: mathematics, weight: 0.5, rows: {"
     + QUESTIONS.format(file="train")
