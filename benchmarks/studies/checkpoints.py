@@ -92,6 +92,23 @@ add(
     *TEST,
 )
 add(
+    "smollm2-selection",
+    "the noisy stream: weights, selection and rows by hand",
+    SMOL,
+    (replace(ADAPTED, seeds=(0, 1)),),
+    {
+        "onehot": "arm=onehot",
+        "document_weights, tilt 1.5, no shrinkage": DOCUMENTS,
+        "greats_topk, 2 draws": "arm=greats_topk designer.alignment=optimizer_aware",
+        "rho1": RHO,
+        "onehot, GSM8K rows alone": "arm=onehot data.stream.0.weight=0.001 "
+        "data.stream.1.weight=0.001",
+        "onehot, 48 steps": "arm=onehot budget.steps=48",  # as long as greats_topk
+    },
+    ERRORS,
+    *TEST,
+)
+add(
     "smollm2-seconds",
     "the noisy stream: weights on less feedback, and plain steps in as many seconds",
     SMOL,
