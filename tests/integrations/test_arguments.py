@@ -129,6 +129,15 @@ def test_an_argument_that_cannot_work_is_refused(given, said, tmp_path, feedback
         made(tmp_path, feedback, stream, **given)
 
 
+def test_a_model_spread_over_devices_is_refused(tmp_path, feedback, stream):
+    model = tiny()
+    model.hf_device_map = {"model.layers.0": 0, "model.layers.1": 1}
+    with pytest.raises(UserError, match="device_map over 0, 1"):
+        made(tmp_path, feedback, stream, model=model)
+    model.hf_device_map = {"": "cpu"}
+    made(tmp_path, feedback, stream, model=model)
+
+
 def test_a_learned_prompt_is_refused_by_its_name(tmp_path, feedback, stream):
     prompt = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
     with pytest.raises(UserError, match=r"(?s)model: .*got +PromptTuningConfig.*accepted +LoR"):

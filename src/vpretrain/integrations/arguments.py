@@ -124,6 +124,14 @@ def _machines(trainer: Any) -> Iterator[Refusal]:
         "accelerate launch, or CUDA_VISIBLE_DEVICES=0",
         "one process on several devices copies the model at every step; start one process a device",
     )
+    devices = {str(device) for device in getattr(trainer.model, "hf_device_map", {}).values()}
+    yield (
+        len(devices) > 1,
+        "model",
+        f"device_map over {', '.join(sorted(devices))}",
+        "a model on one device (without device_map), a process a device",
+        "its parts are run on their own here, and gradients over them compared; load it whole",
+    )
     method = getattr(trainer.model, "quantization_method", None)
     yield (
         method,

@@ -78,7 +78,8 @@ def greedy_exact_match(
     """
     tokenizer = layout.tokenizer
     prompts = layout.prompts(rows)
-    check_positions(learner.model, max(map(len, prompts)), new_tokens, "evaluate.new_tokens")
+    longest = max(map(len, prompts), default=0)
+    check_positions(learner.model, longest, new_tokens, "evaluate.new_tokens")
     right = [0.0] * len(rows)
     with evaluating(learner.model), own_generation(learner.model, tokenizer):
         ordered = sorted(range(len(rows)), key=lambda at: -len(rows[at].prompt))
