@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -30,6 +29,7 @@ from vpretrain.language.learner.targets import (
     soft_target_loss,
 )
 from vpretrain.method import vectors
+from vpretrain.method.directional import EstimatorUnsupported
 from vpretrain.method.roles import Learner, Objective
 from vpretrain.system.contexts import computing, evaluating
 
@@ -80,8 +80,8 @@ class Context:
 
 
 WHOLE_SCORES = 2**28
-"""Attention scores of a block that are made whole: half a gibibyte in bfloat16, some six times as
-much with tangents and softmax."""
+"""Attention scores of a block that forward mode may make, whose kernel holds them whole: half a
+gibibyte in bfloat16, some six times as much with tangents and softmax."""
 
 
 class CausalLearner(Learner[TokenBatch, Context, SoftTargets]):
@@ -184,7 +184,7 @@ class CausalLearner(Learner[TokenBatch, Context, SoftTargets]):
             task.controls(),
             loss,
             here if self._equals_objective(context) else None,
-            self._narrow(context) if tangent is not None and self._scores_fit(context) else None,
+            self._narrow(context) if tangent is not None else None,
         )
 
     def _equals_objective(self, context: Context) -> bool:
@@ -198,14 +198,15 @@ class CausalLearner(Learner[TokenBatch, Context, SoftTargets]):
         dtype = self.autocast or context.hidden.dtype
         if torch.promote_types(dtype, torch.float32) == dtype:
             return None
-        return partial(computing, self.device, dtype)
-
-    def _scores_fit(self, context: Context) -> bool:
-        """Whether forward mode, whose attention kernel makes them whole, may make the scores of one
-        block."""
         rows, tokens = context.batch.input_ids.shape
         heads = getattr(self.model.config, "num_attention_heads", 1)
-        return rows * heads * tokens**2 <= WHOLE_SCORES
+
+        def narrow() -> AbstractContextManager[Any]:
+            if rows * heads * tokens**2 > WHOLE_SCORES:
+                raise EstimatorUnsupported("forward mode would make too many attention scores")
+            return computing(self.device, dtype)
+
+        return narrow
 
     def _objective_pass(self, context: Context, head_pass: HeadPass) -> HeadPass:
         """The head pass of the objective at the learner's S.
