@@ -168,7 +168,7 @@ def test_a_checkpoint_of_another_arm_or_without_steering_is_refused(tmp_path, fe
         steered(tmp_path, feedback, stream).train(resume_from_checkpoint=saved)
 
 
-def test_in_bfloat16_the_task_is_valued_in_float32(tmp_path, feedback, stream, head):
+def test_in_bfloat16_the_value_is_that_of_float32(tmp_path, feedback, stream, head):
     narrow = steered(
         tmp_path, feedback, stream, bf16=True, max_steps=1, steering={"arm": "closed_form"}
     )

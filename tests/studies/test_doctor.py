@@ -8,6 +8,7 @@ import torch
 from tests.run.test_train import tiny_recipe
 from tests.studies import small_recipe
 from vpretrain.language import Language
+from vpretrain.language.learner import predictions
 from vpretrain.language.learner.causal import CausalLearner
 from vpretrain.method.estimators import NAMES
 from vpretrain.studies.doctor import doctor
@@ -39,14 +40,31 @@ def test_estimators_agree_with_double_backward_in_float64():
     assert all(row["cosine"] > 0.999 and row["relative_error"] < 1e-2 for row in result)
 
 
-def test_rounding_of_the_learner_is_no_error_of_the_estimators():
+def test_rounding_of_the_learner_is_no_error_of_the_estimators(monkeypatch):
     """A checkpoint in bfloat16 was told that none of them is exact."""
-    recipe = tiny_recipe("arm=token_weights", "learner.dtype=bfloat16")
+    monkeypatch.setattr(predictions, "WHOLE_LOGITS", 0)
+    recipe = tiny_recipe(
+        "arm=token_weights", "learner.dtype=bfloat16", "learner.aligned_head=false"
+    )
     result = doctor(recipe)
-    assert all(row["relative_error"] < 2e-2 for row in result["estimators"])
-    exact = next(row for row in result["estimators"] if row["name"] == "double_backward")
-    assert exact["relative_error"] < 1e-5 < 1e-4 < result["rounding"] < 0.5
+    errors = {row["name"]: row["relative_error"] for row in result["estimators"]}
+    assert errors["double_backward"] < 1e-5 < errors["one_sided_difference"] < 2e-2
+    assert errors["one_sided_difference"] != errors["central_difference"] < 2e-2
+    assert 1e-4 < result["rounding"] < 0.5
     assert doctor(tiny_recipe("arm=token_weights"))["rounding"] is None
+
+
+def test_a_learner_that_cannot_be_mixed_has_no_rounding_of_its_own(monkeypatch):
+    """Its reference is in float64 as a whole."""
+
+    def refuse(self, context, task):
+        if next(iter(self.aligned.values())).dtype != next(self.model.parameters()).dtype:
+            raise RuntimeError("cannot mix")
+        return objective(self, context, task)
+
+    objective = CausalLearner.objective
+    monkeypatch.setattr(CausalLearner, "objective", refuse)
+    assert doctor(tiny_recipe("arm=token_weights", "learner.dtype=bfloat16"))["rounding"] is None
 
 
 def test_dropout_is_no_error_of_the_estimators():

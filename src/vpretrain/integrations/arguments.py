@@ -138,7 +138,7 @@ def _machines(trainer: Any) -> Iterator[Refusal]:
         "model",
         f"quantised by {method}",
         "weights in float32 or bfloat16, LoRA too",
-        "the value of a task is taken in float32 through the blocks' weights, packed here",
+        "the value of a task is taken through the blocks' weights, which are packed here",
     )
     adapters = getattr(trainer.model, "peft_config", None) or {}
     prompts = [each for each in adapters.values() if getattr(each, "is_prompt_learning", False)]

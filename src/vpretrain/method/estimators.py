@@ -180,8 +180,8 @@ class CentralDifference(Estimator):
         """
         if self.fallback is None:
             return False
-        works = _attempted(self.fallback, arguments) is not None
-        if any(distributed.any_rank(not works)):
+        estimate, _ = _attempted(self.fallback, arguments)
+        if any(distributed.any_rank(estimate is None)):
             return False
         if distributed.rank() == 0:
             log.warning("from here on values are taken by %s", self.fallback.__name__)
@@ -238,8 +238,6 @@ class OneSidedDifference(CentralDifference):
             estimate = self._narrow_estimate(narrow, arguments)
             if estimate is not None:
                 return estimate
-            if distributed.rank() == 0:
-                log.info("forward mode in a narrow dtype does not serve: central from here on")
         # A step measured for one-sided differences does not suit central ones.
         if here is None and not self.central:
             self.central, self.step = True, 0.0
@@ -253,30 +251,43 @@ class OneSidedDifference(CentralDifference):
     def _narrow_estimate(self, narrow: Loss, arguments: Arguments) -> Estimate | None:
         """Returns the estimate by forward mode in the learner's dtype; None if it does not serve.
 
-        That is found out when a check is due. In between, a batch that does not fit in memory is
-        valued by a central difference.
+        That is decided by all processes when a check is due. Later a batch that it cannot value is
+        valued by a central difference, and not checked.
         """
-        _, parameters, direction, _ = arguments
-        estimate = _attempted(forward_mode, (narrow, *arguments[1:]))
-        if self.calls % CHECK_PERIOD:
-            self.calls += 1
-            return central_difference(*arguments, self.step) if estimate is None else estimate
-        if any(distributed.any_rank(estimate is None)) or estimate is None:
-            return None
-        if not float(vectors.norm(direction)):  # nothing can be measured along a zero direction
-            return estimate
+        _, _, direction, _ = arguments
+        estimate, reason = _attempted(forward_mode, (narrow, *arguments[1:]))
+        if self.calls % CHECK_PERIOD == 0:
+            missing = any(distributed.any_rank(estimate is None))
+            if missing and not self.step:
+                return _central_instead(reason or "another process cannot")
+            if estimate is not None and not missing:
+                if not float(vectors.norm(direction)):  # nothing can be measured along it
+                    return estimate
+                if not self._narrow_is_accurate(estimate, arguments):
+                    return _central_instead(f"{100 * self.error:.1f}% off")
+                if not self.step:  # a broken batch: check on the next one instead
+                    return estimate
+        self.calls += 1
+        return central_difference(*arguments, self.step) if estimate is None else estimate
+
+    def _narrow_is_accurate(self, estimate: Estimate, arguments: Arguments) -> bool:
+        """Compares an estimate with the central difference, whose step is measured at first and
+        where the two are apart."""
 
         def at(step: float) -> Estimate:
             return central_difference(*arguments, step)
 
-        self._measure_step(at, LADDER[next(iter(parameters.values())).dtype])
-        if not self.step:  # a broken batch: check on the next one instead
-            return estimate
-        self.error = _difference(estimate, at(self.step))
-        if self.error > NARROW_LEAVE_ABOVE:
-            return None
-        self.calls += 1
-        return estimate
+        ladder = LADDER[next(iter(arguments[1].values())).dtype]
+        measured = not self.step
+        if measured:
+            self._measure_step(at, ladder)
+        if self.step:
+            self.error = _difference(estimate, at(self.step))
+        if self.error > NARROW_LEAVE_ABOVE and not measured:
+            self._measure_step(at, ladder)
+            if self.step:
+                self.error = _difference(estimate, at(self.step))
+        return self.error <= NARROW_LEAVE_ABOVE
 
     def replace_inaccurate(self, arguments: Arguments) -> bool:
         if self.central:
@@ -294,14 +305,23 @@ class OneSidedDifference(CentralDifference):
         self.central = bool(state["central"])
 
 
-def _attempted(function: Function, arguments: Arguments) -> Estimate | None:
-    """Returns an estimate; None if the model does not support it or memory does not suffice."""
+def _central_instead(reason: str) -> Estimate | None:
+    """Logs why the learner's own dtype does not serve; returns no estimate."""
+    if distributed.rank() == 0:
+        log.info("values in the learner's own dtype do not serve (%s): central ones", reason)
+    return None
+
+
+def _attempted(function: Function, arguments: Arguments) -> tuple[Estimate | None, str]:
+    """Returns an estimate; None and why if the model does not support it or memory does not
+    suffice.
+    """
     try:
-        return function(*arguments)
+        return function(*arguments), ""
     except (EstimatorUnsupported, RuntimeError, MemoryError) as error:
         if not (isinstance(error, EstimatorUnsupported) or out_of_memory(error)):
             raise
-        return None
+        return None, str(error)
 
 
 def _difference(a: Estimate, b: Estimate) -> float:

@@ -46,7 +46,8 @@ def doctor(recipe: Recipe) -> dict[str, Any]:
     ``cosine`` and ``relative_error`` are of ``dV/d controls``, all that a designer is given, along
     the recipe's own direction, against double backward in float64 from the learner's own pass.
     ``rounding`` is how far that exact gradient is from the one of a pass in float32, where the
-    learner's is in bfloat16: what no estimator can avoid; else None. ``seconds`` is the median of
+    learner's is in bfloat16: what no estimator can avoid (candidates that the two passes choose
+    otherwise included); else None. ``seconds`` is the median of
     interleaved repeats; ``peak_bytes`` what the estimator allocates on top of what was there. An
     arm whose tasks are not valued is replaced by the modality's first whose tasks are. One learner
     is in memory at a time.
@@ -73,13 +74,14 @@ def doctor(recipe: Recipe) -> dict[str, Any]:
     del parts
     gc.collect()
     at = recipe, modality, materials, direction, batch
-    reference, rounding = _reference(*at, section.dtype), None
+    reference, own_pass = _reference(*at, section.dtype)
+    rounding = None
     for name, gradient in gradients.items():
         cosine = torch.nn.functional.cosine_similarity(gradient, reference, dim=0)
         rows[name]["cosine"] = float(cosine)
         rows[name]["relative_error"] = _relative(gradient, reference)
-    if section.dtype == "bfloat16":
-        rounding = _relative(reference, _reference(*at, "float32"))
+    if section.dtype == "bfloat16" and own_pass:
+        rounding = _relative(reference, _reference(*at, "float32")[0])
     return {
         "device": str(device),
         "dtype": section.dtype,
@@ -185,8 +187,9 @@ def _reference(
     direction: Gradient,
     batch: Any,
     dtype: str,
-) -> Tensor:
-    """The gradient by double backward, with S and what follows it in float64.
+) -> tuple[Tensor, bool]:
+    """The gradient by double backward, with S and what follows it in float64; whether the rest is
+    in ``dtype``.
 
     What is below S, most of a large model, is the same for all estimators and stays in ``dtype``. A
     learner that cannot mix the two is float64 as a whole, as is that of a recipe in float64.
@@ -205,8 +208,8 @@ def _reference(
 
     if dtype != "float64":
         with suppress(RuntimeError):
-            return gradient(dtype)
-    return gradient("float64")
+            return gradient(dtype), True
+    return gradient("float64"), dtype == "float64"
 
 
 def _context(parts: AnyParts, batch: Any) -> Any:

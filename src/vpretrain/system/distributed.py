@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from vpretrain.system.errors import Fault, UserError, user_error
+from vpretrain.system.errors import Fault, NonFinite, UserError, user_error
 
 T = TypeVar("T")
 
@@ -141,9 +141,14 @@ def in_turn(make: Callable[[], T]) -> T:
 
 def raise_on_all(error: Exception | None) -> None:
     """Raises on every process what any of them has to raise, so that none waits for one that is
-    gone; None: nothing went wrong here."""
-    if told := next(filter(None, all_gather_object(error and _sendable(error))), None):
-        raise error or told
+    gone; None: nothing went wrong here.
+
+    All raise the same kind, since a :class:`NonFinite` only costs a batch: anything else first."""
+    own = error and _sendable(error)
+    errors = [each for each in all_gather_object(own) if each is not None]
+    if errors:
+        told = next((each for each in errors if not isinstance(each, NonFinite)), errors[0])
+        raise error if error is not None and type(own) is type(told) else told
 
 
 def from_first_rank(make: Callable[[], T]) -> T:

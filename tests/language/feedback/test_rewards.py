@@ -252,6 +252,14 @@ def test_a_reward_that_is_no_number_on_another_process_is_refused_here_too(monke
         feedback_on(prompts(1), lambda row, text: 1.0).gradients(toy())
 
 
+def test_what_costs_a_batch_gives_way_to_what_ends_the_run(monkeypatch):
+    """Otherwise this process would skip the batch and wait for one that is gone."""
+    theirs = user_error("data.feedback.checker", "not finite", value="nan")
+    monkeypatch.setattr("vpretrain.system.distributed.all_gather_object", lambda own: [own, theirs])
+    with pytest.raises(UserError, match="not finite"):
+        feedback_on(prompts(1), lambda row, text: 1 / 0).gradients(toy())
+
+
 def test_answers_beyond_the_positions_are_refused_before_the_first_step():
     """With value.start_step the first gradient may be hours away."""
     learner = toy()

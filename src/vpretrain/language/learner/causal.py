@@ -184,7 +184,7 @@ class CausalLearner(Learner[TokenBatch, Context, SoftTargets]):
             task.controls(),
             loss,
             here if self._equals_objective(context) else None,
-            self._narrow(context) if tangent is not None else None,
+            None if self.suffix.reaches_head else self._narrow(context),
         )
 
     def _equals_objective(self, context: Context) -> bool:
@@ -194,14 +194,19 @@ class CausalLearner(Learner[TokenBatch, Context, SoftTargets]):
         return wide and not context.partial and not self.suffix.drops_out
 
     def _narrow(self, context: Context) -> Callable[[], AbstractContextManager[Any]] | None:
-        """The arithmetic of the learner's forward pass if it is in a narrow dtype."""
+        """The arithmetic of the learner's forward pass if it is in a narrow dtype.
+
+        Some batches it does not serve. Entering it raises then, since processes may have others.
+        """
         dtype = self.autocast or context.hidden.dtype
         if torch.promote_types(dtype, torch.float32) == dtype:
             return None
         rows, tokens = context.batch.input_ids.shape
-        heads = getattr(self.model.config, "num_attention_heads", 1)
+        heads = getattr(self.model.config.get_text_config(), "num_attention_heads", 1)
 
         def narrow() -> AbstractContextManager[Any]:
+            if not isinstance(context.predictions, HeadPass):
+                raise EstimatorUnsupported("logits as a whole would be as coarse as the dtype")
             if rows * heads * tokens**2 > WHOLE_SCORES:
                 raise EstimatorUnsupported("forward mode would make too many attention scores")
             return computing(self.device, dtype)
