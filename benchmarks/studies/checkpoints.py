@@ -193,19 +193,20 @@ add(
     (
         replace(
             RELEASED,
+            seeds=(0,),
             folder="qwen",
             command="../shared/models/fetch qwen2.5-0.5b MODELS/qwen",
         ),
     ),
-    {"onehot": "arm=onehot", "document_weights": DOCUMENTS},
+    {"onehot": "arm=onehot", "document_weights, tilt 1.5, no shrinkage": DOCUMENTS},
     QUESTIONS_AND_PROSE,
     "learner.lora={r: 8, alpha: 16, targets: "
     "[q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]}",
     "learner.learning_rate=2e-4",
     "data.batch_size=4",
     FEWER_ROWS,
-    "data.evaluation.test.rows=100",
+    "data.evaluation.test.rows=60",
     "data.evaluation.mathematics=" + MEASURED.replace("1000", "60"),
     "evaluate.also=[mathematics]",
-    *BFLOAT16,
+    "threads=1",
 )
