@@ -143,7 +143,7 @@ def test_doctor(call):
     called = call("doctor", "tiny.yaml", "--json")
     result = called.document
     assert called.code == 0
-    assert list(result) == ["device", "dtype", "attention", "estimators"]
+    assert list(result) == ["device", "dtype", "attention", "rounding", "estimators"]
     keys = {"name", "supported", "reason", "cosine", "relative_error", "seconds", "peak_bytes"}
     assert all(keys <= set(row) for row in result["estimators"])
     exact = {row["name"]: row["cosine"] for row in result["estimators"]}
