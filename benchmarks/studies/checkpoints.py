@@ -142,6 +142,7 @@ add(
 
 LATE = replace(
     RELEASED,
+    seeds=(0, 1, 2, 3),
     name="after 150 steps",
     folder="smollm2-late/model",
     command=f"vpretrain train {SMOL} arm=onehot budget.steps=150 seed=9 threads=1 "
