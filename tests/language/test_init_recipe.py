@@ -362,8 +362,7 @@ def test_a_long_run_is_said_with_a_shorter_one():
         "  budget.steps=9",
     ]
     start = "vpretrain compare 'my notes/a.yaml' --arms onehot,token_weights"
-    command = f"{start},fixed_random_direction"
-    out = Path("my notes/a.yaml")
+    command, out = f"{start},fixed_random_direction", Path("my notes/a.yaml")
     need = Needs(0, 0, 600.0, 2.0, 6.0, None, None, FirstLook("budget.steps=9", 300.0, 580.0))
     assert list(init._next_commands(out, command, Examined([], need))) == [
         "next, for a first look of about 10 min:",

@@ -25,8 +25,12 @@ def problems_of(
         steering: its steering section.
         compute_loss: the steered method, which a subclass must not override.
     """
-    refusals = [*_losses(trainer, compute_loss), *_machines(trainer), *_sharding(trainer)]
-    for applies, where, value, accepted, message in [*refusals, *_processes(trainer)]:
+    refusals = [*_losses(trainer, compute_loss), *_machines(trainer), *_models(trainer)]
+    for applies, where, value, accepted, message in [
+        *refusals,
+        *_sharding(trainer),
+        *_processes(trainer),
+    ]:
         if applies:
             yield Problem(where, str(value), accepted, message)
     if steering.designer.uses_feedback and steering.alignment == "optimizer_aware":
@@ -124,6 +128,10 @@ def _machines(trainer: Any) -> Iterator[Refusal]:
         "accelerate launch, or CUDA_VISIBLE_DEVICES=0",
         "one process on several devices copies the model at every step; start one process a device",
     )
+
+
+def _models(trainer: Any) -> Iterator[Refusal]:
+    """Models whose blocks cannot be run on their own."""
     devices = {str(device) for device in getattr(trainer.model, "hf_device_map", {}).values()}
     yield (
         len(devices) > 1,

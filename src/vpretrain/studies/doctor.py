@@ -47,10 +47,9 @@ def doctor(recipe: Recipe) -> dict[str, Any]:
     the recipe's own direction, against double backward in float64 from the learner's own pass.
     ``rounding`` is how far that exact gradient is from the one of a pass in float32, where the
     learner's is in bfloat16: what no estimator can avoid (candidates that the two passes choose
-    otherwise included); else None. ``seconds`` is the median of
-    interleaved repeats; ``peak_bytes`` what the estimator allocates on top of what was there. An
-    arm whose tasks are not valued is replaced by the modality's first whose tasks are. One learner
-    is in memory at a time.
+    otherwise included); else None. ``seconds`` is the median of interleaved repeats;
+    ``peak_bytes`` what the estimator allocates on top of what was there. An arm whose tasks are not
+    valued is replaced by the modality's first whose tasks are. One learner is in memory at a time.
 
     Returns:
         ``{device, dtype, attention, rounding, estimators: [{name, supported, reason, cosine,
