@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from studies.paper_designer import PAPER
 from studies.real_text import MEASURED, QUESTIONS
-from studies.starts import ADAPTED, RELEASED, SMOL, D, W
+from studies.starts import ADAPTED, CLOSED, RELEASED, SMOL, D, W
 from studies.study import add
 
 BFLOAT16 = ("learner.dtype=bfloat16", "threads=1")
@@ -128,6 +129,20 @@ add(
     {"onehot": "arm=onehot", "document_weights": DOCUMENTS},
     *TEST,
 )
+add(
+    "smollm2-designers",
+    "the noisy stream: designers of soft targets, and the feedback rows as training data",
+    SMOL,
+    (ADAPTED,),
+    {
+        "onehot": "arm=onehot",
+        "closed_form": f"{CLOSED} {FREE}",
+        "ascent, the paper's settings": PAPER,
+        "feedback_sft": "arm=feedback_sft",
+    },
+    ERRORS,
+    *TEST,
+)
 TENTH = tuple(f"data.stream.{at}.weight={weight}" for at, weight in enumerate((0.45, 0.45, 0.1)))
 add(
     "smollm2-tenth",
@@ -162,6 +177,20 @@ add(
     },
     ERRORS,
     *TEST,
+)
+add(
+    "smollm2-late-again",
+    "the same with other seeds and three times the held-out rows",
+    SMOL,
+    (replace(LATE, seeds=(4, 5, 6)),),
+    {
+        "onehot, 34 steps": "arm=onehot budget.steps=34",
+        "document_weights": DOCUMENTS,
+        "onehot": "arm=onehot",
+    },
+    ERRORS,
+    *TEST,
+    "data.evaluation.test.rows=300",
 )
 
 QUESTIONS_AND_PROSE = (
