@@ -23,8 +23,12 @@ REFUSED = {
         ["tiny.yaml:19 learner", "`model`", "`config`", "`prepare`"],
     ),
     "no such split": (["evaluate.split=nope"], ["evaluate.split", "'nope'", "['test']"]),
+    "attention that cannot be valued": (
+        ["arm=token_weights", "learner.attention=flash_attention_2"],
+        ["flash_attention_2", "forward mode", "sdpa"],
+    ),
     "attention that mixes documents": (
-        ["learner.attention=flash_attention_2"],
+        ["arm=onehot", "learner.attention=flash_attention_2"],
         ["flash_attention_2", "data.batch_size", "sdpa"],
     ),
     "nothing to compare": (["data.feedback.batches=1"], ["value.shrink", "data.feedback.batches"]),

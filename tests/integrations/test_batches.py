@@ -54,6 +54,9 @@ def test_packed_rows_that_only_a_kernel_tells_apart_are_refused():
     marked = DataCollatorWithFlattening(return_position_ids=False, return_flash_attn_kwargs=True)
     with pytest.raises(UserError, match=r"(?s)position_ids.*got +cu_seq_lens_k, cu_seq_lens_q"):
         token_batch(marked(rows))
+    numbered = {"input_ids": torch.tensor([[5, 6, 7, 8]]), "labels": torch.tensor([[5, 6, 7, 8]])}
+    with pytest.raises(UserError, match=r"(?s)position_ids.*got +attention_mask that numbers"):
+        token_batch({**numbered, "attention_mask": torch.tensor([[1, 1, 2, 2]])})
     both = DataCollatorWithFlattening(return_flash_attn_kwargs=True)
     assert len(token_batch(both(rows)).documents) == 2
 

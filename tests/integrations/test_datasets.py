@@ -6,7 +6,8 @@ import pytest
 from datasets import Dataset
 
 from tests.integrations.conftest import TOKENIZER
-from vpretrain.integrations.datasets import check_apart, documents_of, trained_on
+from vpretrain.integrations.apart import check_apart, trained_on
+from vpretrain.integrations.datasets import documents_of
 from vpretrain.system.errors import UserError
 
 EOS = TOKENIZER.eos_token_id
@@ -163,6 +164,23 @@ def test_rows_that_are_trained_on_are_found_in_any_form(row):
         ):
             check_apart(feedback, trained_on(rows, TOKENIZER), special)
         check_apart(feedback[:1], trained_on(rows, TOKENIZER), special)
+
+
+def test_rows_inside_blocks_cut_from_joined_texts_are_found():
+    """As run_clm.py makes them: texts joined, cut anywhere, all tokens predicted."""
+    asked = "compute 4 1 - 2 3 + 1 7 + 1 8 ."
+    feedback = read(
+        {"prompt": "compute 9 9 .", "solution": "0 ."}, {"prompt": asked, "solution": "5 ."}
+    )
+    joined = [*ids("ann sings . bob sleeps ."), EOS, *ids(f"{asked} 5 ."), EOS] * 3
+    special = set(TOKENIZER.all_special_ids)
+    for length in (20, 37, 52):
+        blocks = [joined[at : at + length] for at in range(0, len(joined), length)]
+        rows = [{"input_ids": block, "labels": block} for block in blocks]
+        with pytest.raises(UserError, match=r"(?s)1 of 2 rows.*feedback_dataset\[1\] = train_"):
+            check_apart(feedback, trained_on(rows, TOKENIZER), special)
+    other = ids(asked.replace("1 8 .", "1 9 ."))  # begins alike
+    check_apart(feedback, trained_on([{"input_ids": other}], TOKENIZER), special)
 
 
 def test_rows_that_are_tokenised_when_they_are_read_are_found():

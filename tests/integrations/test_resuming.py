@@ -1,14 +1,18 @@
 """A run of the Trainer that was killed inside a save resumes from the newest whole checkpoint."""
 
+import math
 import shutil
 
 import pytest
+import torch
+from transformers import DataCollatorForLanguageModeling, Trainer
 
+from tests.integrations.conftest import TOKENIZER, arguments, tiny
 from tests.integrations.test_transformers import same, steered
 from vpretrain.language.feedback.checkers import CheckerFault
 from vpretrain.method.feedback import EMAFeedback
 from vpretrain.method.meta_step import MetaStep
-from vpretrain.system.errors import UserError
+from vpretrain.system.errors import NonFinite, UserError
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +57,62 @@ def test_the_newest_whole_checkpoint_is_resumed(
     assert "resuming from checkpoint-2" in caplog.text
     same(resumed.losses, whole.losses[2:])
     same(dict(resumed.model.state_dict()), dict(whole.model.state_dict()))
+
+
+@pytest.mark.parametrize("path", [True, "checkpoint-2"], ids=["newest", "named"])
+def test_steering_begins_in_a_plain_checkpoint(path, tmp_path, feedback, stream, caplog):
+    """The optimizer's moments and the schedule go on, and the designer begins."""
+    saving = {"save_strategy": "steps", "save_steps": 2}
+    plain = Trainer(
+        tiny(),
+        arguments(tmp_path, max_steps=4, **saving),
+        DataCollatorForLanguageModeling(TOKENIZER, mlm=False),
+        stream,
+        processing_class=TOKENIZER,
+    )
+    plain.train()
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    where = path if path is True else str(tmp_path / path)
+    again = steered(tmp_path, feedback, stream, steering={"arm": "onehot"}, max_steps=4)
+    again.train(resume_from_checkpoint=where)
+    torch.testing.assert_close(dict(again.model.state_dict()), dict(plain.model.state_dict()))
+    onward = steered(tmp_path, feedback, stream, max_steps=4)
+    onward.train(resume_from_checkpoint=where)
+    assert "checkpoint-2 was made without steering: it begins here" in caplog.text
+    assert len(onward.losses) == 2 and onward.steered_metrics["gain"] != 0
+
+
+def test_steering_begins_in_a_checkpoint_of_onehot(tmp_path, feedback, stream, caplog):
+    saving = {"save_strategy": "steps", "save_steps": 2}
+    steered(tmp_path, feedback, stream, steering={"arm": "onehot"}, max_steps=2, **saving).train()
+    onward = steered(tmp_path, feedback, stream, max_steps=4)
+    onward.train(resume_from_checkpoint=True)
+    assert "checkpoint-2 is of onehot, which uses no feedback: steering begins" in caplog.text
+    assert len(onward.losses) == 2 and onward.steered_metrics["gain"] != 0
+
+
+def test_one_gradient_that_is_not_finite_costs_one_step(
+    tmp_path, feedback, stream, monkeypatch, caplog
+):
+    """The plain loss takes its place, and the next step steers; without end it is an error."""
+    ours, spoiled = EMAFeedback.gradients, [True]
+
+    def gradients(self, learner):
+        made = ours(self, learner)
+        if spoiled and spoiled.pop():
+            return [{name: part * math.nan for name, part in each.items()} for each in made]
+        return made
+
+    monkeypatch.setattr(EMAFeedback, "gradients", gradients)
+    trainer = steered(tmp_path, feedback, stream, steering={"meta_period": 8}, max_steps=3)
+    trainer.train()
+    assert "no meta step on this batch" in caplog.text and "nan" in caplog.text
+    assert all(map(math.isfinite, trainer.losses)) and math.isfinite(
+        trainer.steered_metrics["gain"]
+    )
+    spoiled += [True] * 9
+    with pytest.raises(NonFinite, match="nan"):
+        steered(tmp_path, feedback, stream, max_steps=6).train()
 
 
 def test_a_folder_that_was_trained_into_twice_is_whole(tmp_path, feedback, stream):

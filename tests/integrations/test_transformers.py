@@ -7,7 +7,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from peft import LoraConfig, get_peft_model
-from transformers import DataCollatorForLanguageModeling
+from transformers import DataCollatorForLanguageModeling, DataCollatorWithFlattening
 
 from tests.integrations.conftest import TOKENIZER, arguments, tiny
 from tests.language.test_parity import QWEN2, Windows
@@ -152,6 +152,18 @@ def test_resumed_is_as_if_never_stopped(adapted, tmp_path, feedback, stream):
     assert not torch.equal(before, resumed.designer.state_dict()["network"]["query.weight"])
     trained = [name for name, p in whole.model.named_parameters() if p.requires_grad]
     assert all("lora_" in name for name in trained) == adapted
+
+
+def test_a_model_that_carries_a_state_is_steered_on_rows_of_one_document(
+    tmp_path, feedback, stream
+):
+    layers = {"layer_types": ["conv", "full_attention"], "block_multiple_of": 8}
+    trainer = steered(tmp_path, feedback, stream, model=tiny("lfm2", **layers), max_steps=2)
+    trainer.train()
+    assert trainer.steered_metrics["gain"] != 0
+    trainer.data_collator = DataCollatorWithFlattening()
+    with pytest.raises(UserError, match=r"(?s)data_collator: .*other documents of its packed row"):
+        trainer.train()
 
 
 def test_a_checkpoint_of_another_arm_or_without_steering_is_refused(tmp_path, feedback, stream):

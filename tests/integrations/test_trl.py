@@ -119,20 +119,18 @@ def test_its_own_losses_and_rows_that_are_trained_on_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"(?s)args.loss_type: .*got +dft"):
         made(tmp_path, loss_type="dft")
     shared = rows("feedback", 20, "messages")
-    with pytest.raises(UserError, match="20 of 20 rows are also in train_dataset"):
-        SteeredSFTTrainer(
-            tiny(),
-            arguments(tmp_path, SFTConfig, max_length=64, bf16=False, gradient_checkpointing=False),
-            train_dataset=shared,
-            processing_class=copy.deepcopy(CHAT),
-            feedback_dataset=shared,
-            steering=Steering(feedback_batch_size=8),
-        )
-
-
-def test_rows_that_are_cut_anywhere_are_said_to_be_unknown(tmp_path, caplog):
-    made(tmp_path, packing=True, packing_strategy="wrapped")
-    assert "whether feedback rows are in it is not known" in caplog.text
+    cut = {"packing": True, "packing_strategy": "wrapped"}  # anywhere
+    for packing, found in (({}, "20"), (cut, r"\d")):
+        args = {"max_length": 64, "bf16": False, "gradient_checkpointing": False, **packing}
+        with pytest.raises(UserError, match=f"{found} of 20 rows are also in train_dataset"):
+            SteeredSFTTrainer(
+                tiny(),
+                arguments(tmp_path, SFTConfig, **args),
+                train_dataset=shared,
+                processing_class=copy.deepcopy(CHAT),
+                feedback_dataset=shared,
+                steering=Steering(feedback_batch_size=8),
+            )
 
 
 @pytest.mark.parametrize("content", ["", "from vpretrain.integrations.trl import Steering"])

@@ -43,6 +43,31 @@ def test_a_gradient_that_only_one_process_has_counts(monkeypatch):
     assert together(2, summed, some) == [[[2.0, 3, 4], [5.0, 6, 7], None]] * 2
 
 
+def beside_another_group():
+    """What CPU tensors need if the default group does not carry them, as one of NCCL's."""
+    torch.distributed.destroy_process_group()
+    torch.distributed.init_process_group("cuda:gloo")
+    with pytest.raises(RuntimeError, match="cpu"):
+        torch.distributed.all_reduce(torch.ones(1))
+    sent = torch.tensor([float(distributed.rank())])
+    distributed.broadcast([sent])
+    here = distributed.rank() + 1.0
+    return [
+        distributed.summed(here),
+        distributed.all_gather_object(here),
+        distributed.broadcast_object({"from": here}),
+        sent.tolist(),
+        distributed.logsumexp(torch.tensor([here])).tolist(),
+    ]
+
+
+def test_a_group_that_another_library_started_for_accelerators_alone_will_do():
+    first, second = together(2, beside_another_group)
+    assert first == second
+    assert first[:4] == [3.0, [1.0, 2.0], {"from": 1.0}, [0.0]]
+    assert first[4] == pytest.approx([2.3132617])
+
+
 def wrote(path):
     def make():
         result = path.read_text() if path.exists() else ""

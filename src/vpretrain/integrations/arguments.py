@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -111,8 +112,8 @@ def _machines(trainer: Any) -> Iterator[Refusal]:
         "args.use_liger_kernel",
         True,
         "False",
-        "its fused loss never makes the logits that are weighted here, and its kernels have no "
-        "second derivatives; leave it out: predicted tokens alone are projected as it is",
+        "values are taken through the model's own layers, and its kernels were not tried with "
+        "that; leave it out: predicted tokens alone are projected as it is",
     )
     yield (
         getattr(args, "activation_offloading", False),
@@ -140,6 +141,15 @@ def _models(trainer: Any) -> Iterator[Refusal]:
         "a model on one device (without device_map), a process a device",
         "its parts are run on their own here, and gradients over them compared; load it whole",
     )
+    attention = str(getattr(trainer.model.config, "_attn_implementation", None))
+    yield (
+        "flash" in attention and trainer.steering.designer.uses_feedback,
+        "model",
+        f"attn_implementation={attention}",
+        "attn_implementation='sdpa'",
+        "values are taken in float32 or by forward mode, and flash attention has kernels for "
+        "neither; load the model with another one",
+    )
     method = getattr(trainer.model, "quantization_method", None)
     yield (
         method,
@@ -156,6 +166,14 @@ def _models(trainer: Any) -> Iterator[Refusal]:
         ", ".join(type(each).__name__ for each in prompts),
         "LoRA, or another adapter inside the blocks",
         "a learned prompt lies outside the blocks on whose parameters gradients are compared",
+    )
+    tied = getattr(trainer.model.config, "tie_word_embeddings", False)
+    yield (
+        tied and any(getattr(each, "trainable_token_indices", None) for each in adapters.values()),
+        "model",
+        "trainable_token_indices, tied embeddings",
+        "modules_to_save=['embed_tokens'], or no new tokens",
+        "the head is then a table with rows of the adapter's in it, which is not read here",
     )
 
 
@@ -183,10 +201,10 @@ def _sharding(trainer: Any) -> Iterator[Refusal]:
 
 
 def _processes(trainer: Any) -> Iterator[Refusal]:
-    """Processes that were launched together but cannot communicate."""
+    """Processes that were launched together, of which the arguments know nothing."""
     if not torch.distributed.is_initialized():
         return
-    together, backend = torch.distributed.get_world_size(), torch.distributed.get_backend_config()
+    together = torch.distributed.get_world_size()
     yield (
         together != trainer.args.world_size,
         "args.world_size",
@@ -195,20 +213,12 @@ def _processes(trainer: Any) -> Iterator[Refusal]:
         f"{together} processes were started and each would train on its own; without an "
         "accelerator say use_cpu",
     )
-    yield (
-        "cpu:" not in backend,
-        "torch.distributed",
-        backend,
-        "init_process_group('cpu:gloo,cuda:nccl'), first of all",
-        "processes tell each other figures that lie on the CPU; start the process group before the "
-        "arguments are made",
-    )
 
 
-_ADAM = ("adamw_torch", "adamw_torch_fused")
+_ADAM = ("adamw_torch", "adamw_torch_fused", "paged_adamw_32bit")
 _ADAM_8BIT = ("adamw_torch_8bit", "adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit")
-_MADE_8BIT = ("Adam8bit", "AdamW8bit", "PagedAdam8bit", "PagedAdamW8bit")
-"""Optimizer classes of bitsandbytes and torchao."""
+_OTHER_ADAMS = re.compile(r"(bitsandbytes|torchao)\..*\.(Paged)?AdamW?(8bit|32bit)?")
+"""Their optimizer classes, with 8-bit moments or whole ones."""
 
 
 def _preconditioner(trainer: Any) -> Iterator[Problem]:
@@ -221,7 +231,9 @@ def _preconditioner(trainer: Any) -> Iterator[Problem]:
     if optimizer is not None or made_by is not None:
         made = made_by or type(optimizer)
         where, name, accepted = "optimizers", made.__name__, "torch.optim.AdamW"
-        known = issubclass(made, adams) or made.__name__ in _MADE_8BIT
+        known = issubclass(made, adams) or bool(
+            _OTHER_ADAMS.fullmatch(f"{made.__module__}.{made.__qualname__}")
+        )
     if not known:
         reason = _NO_PRECONDITIONER.get(name, "reads the second moments of Adam or AdamW")
         message = f"alignment optimizer_aware {reason}; any other alignment works with it"

@@ -45,7 +45,10 @@ def token_batch(inputs: Mapping[str, Any]) -> TokenBatch:
     mask = torch.ones_like(ids)
     if "attention_mask" in inputs:
         mask = _rows(inputs, "attention_mask", ids.shape)
-    if "position_ids" not in inputs and (marks := inputs.keys() & _OTHER_MARKS):
+    marks = inputs.keys() & _OTHER_MARKS
+    if bool((mask > 1).any()):
+        marks |= {"attention_mask that numbers documents"}
+    if "position_ids" not in inputs and marks:
         raise user_error(
             "data_collator: position_ids",
             "packed documents are told apart by position_ids alone; let the collator return them",

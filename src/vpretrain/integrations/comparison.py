@@ -19,7 +19,8 @@ from vpretrain.cli.shell import console_for_people, results_folder, say
 from vpretrain.cli.tables import comparison_table, verdicts
 from vpretrain.config.problems import nearest
 from vpretrain.config.yaml_places import written
-from vpretrain.integrations.datasets import ANSWERS, check_apart, feedback_of, trained_on
+from vpretrain.integrations.apart import check_apart, trained_on
+from vpretrain.integrations.datasets import ANSWERS, feedback_of
 from vpretrain.integrations.script import check_same, digest, script_of
 from vpretrain.integrations.steering import steering_arms
 from vpretrain.integrations.transformers import SteeredTrainer

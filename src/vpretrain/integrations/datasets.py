@@ -6,13 +6,12 @@ Rows come from a ``datasets`` table or any sequence of dicts.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from itertools import chain
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from vpretrain.integrations.batches import OTHER_LABELS
 from vpretrain.language.data.formats import conversation
-from vpretrain.language.data.rows import SEPARATOR, Document, Row, same_tokens
+from vpretrain.language.data.rows import SEPARATOR, Document, Row
 from vpretrain.language.data.texts import unfamiliar
 from vpretrain.language.data.token_columns import IGNORED
 from vpretrain.language.feedback.likelihood import LikelihoodSignal
@@ -27,10 +26,7 @@ FORMATS = (
     "with the assistant's, text, or tokens: input_ids and labels"
 )
 ANSWERS = ("solution", "completion")
-_MASKS = ("completion_mask", "assistant_masks")
-"""Columns of TRL that are 1 on predicted tokens, in place of labels."""
 _SHOWN = 5
-_SLICE_ROWS = 256
 
 
 def documents_of(
@@ -128,80 +124,6 @@ def _unfit(task: TaskRows, signal: Signal) -> Iterator[Problem]:
     yield from signal.problems(task, "Steering feedback")
 
 
-def check_apart(
-    feedback: Sequence[Document],
-    train: Iterable[Document],
-    special: Set[int],
-    *,
-    where: str = "feedback_dataset",
-) -> None:
-    """Rejects feedback rows that are also trained on: their answers would be learned directly.
-
-    Two rows are the same if their prompts, or all of their tokens, are equal apart from special
-    tokens.
-
-    Args:
-        feedback: its documents.
-        train: documents of the training set; read once.
-        special: tokens to ignore: beginning, end, padding.
-        where: the argument, for the message.
-
-    Raises:
-        UserError: names the first rows that are in both.
-    """
-    shared = same_tokens(feedback, train, special)
-    if shared:
-        pairs = [f"{row} = {other}" for row, other in shared.items()]
-        of = " and ".join(dict.fromkeys(other.partition("[")[0] for other in shared.values()))
-        raise user_error(
-            where,
-            f"{len(shared)} of {len(feedback)} rows are also in {of}; take them out of one of the "
-            "two",
-            value=", ".join(pairs[:_SHOWN]) + (", ..." if len(pairs) > _SHOWN else ""),
-            accepted="rows that are not trained on",
-        )
-
-
-def trained_on(dataset: Any, tokenizer: Any) -> Iterator[Document] | None:
-    """Returns the rows of a training set as documents, packed ones split.
-
-    None if they cannot be known in advance.
-    """
-    if not hasattr(dataset, "__len__") or not len(dataset):
-        return None
-    first = dataset[0]
-    if not isinstance(first, Mapping):
-        return None
-    if "input_ids" in first:
-        rows = enumerate(_read(dataset, first))
-        return chain.from_iterable(_unpacked(row, place) for place, row in rows)
-    try:
-        return iter(
-            documents_of(
-                (dataset[i] for i in range(len(dataset))),
-                tokenizer,
-                max_tokens=2**31,
-                where="train_dataset",
-            )
-        )
-    except UserError:
-        return None
-
-
-def _read(dataset: Any, first: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yields the rows of a tokenised training set; a table's in slices, which is faster."""
-    if not hasattr(dataset, "select_columns"):
-        yield from (dataset[place] for place in range(len(dataset)))
-        return
-    read = ("input_ids", "labels", *_MASKS, "seq_lengths")
-    columns = [name for name in read if name in first]
-    # A transform that tokenises when rows are read makes columns that the table does not have.
-    if set(columns) <= set(dataset.column_names):
-        dataset = dataset.select_columns(columns)
-    for part in dataset.iter(batch_size=_SLICE_ROWS):
-        yield from (dict(zip(part, row, strict=True)) for row in zip(*part.values(), strict=True))
-
-
 def _tokenised(
     rows: Sequence[Mapping[str, Any]], max_tokens: int, where: str
 ) -> Iterator[Document]:
@@ -225,21 +147,6 @@ def _tokenised(
         yield Document([ids[at] for at in real], predicted, origin, where)
     if problems:
         raise UserError(*problems[:_SHOWN])
-
-
-def _unpacked(row: Mapping[str, Any], place: int) -> Iterator[Document]:
-    """Yields the documents of a tokenised training row, which TRL may have packed."""
-    ids = list(map(int, row["input_ids"]))
-    predicted = [True] * len(ids)
-    if "labels" in row:
-        predicted = [label != IGNORED for label in map(int, row["labels"])]
-    for mask in (row[name] for name in _MASKS if row.get(name) is not None):
-        predicted = [count and bool(bit) for count, bit in zip(predicted, mask, strict=True)]
-    at = 0
-    for length in row.get("seq_lengths") or [len(ids)]:
-        part = slice(at, at + int(length))
-        yield Document(ids[part], predicted[part], f"train_dataset[{place}]", "train_dataset")
-        at += int(length)
 
 
 def _row(row: Mapping[str, Any], tokenizer: Any, origin: str, columns: Sequence[str]) -> Row:

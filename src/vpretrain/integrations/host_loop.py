@@ -16,19 +16,22 @@ import torch
 from torch import Tensor, nn
 
 from vpretrain.language.data.batch import TokenBatch
-from vpretrain.language.feedback.checkers import CheckerFault
 from vpretrain.language.learner.causal import CausalLearner, Context
 from vpretrain.language.learner.head import HeadPass
+from vpretrain.language.learner.layout import carries_state
 from vpretrain.language.learner.predictions import Predictions, WholeLogits, chunked_head
 from vpretrain.language.learner.targets import SoftTargets
 from vpretrain.method.meta_step import MetaStep
-from vpretrain.method.roles import Metrics, State, detached
+from vpretrain.method.roles import Metrics, State, ValueFunction, detached
 from vpretrain.system import distributed
+from vpretrain.system.errors import NonFinite, UserError, user_error
 
 log = logging.getLogger(__name__)
 
 FAULTS = 3
-"""Number of consecutive meta steps that may fail because of a checker."""
+"""Number of consecutive parts that may go unsteered because of a number that is not finite, or of a
+checker.
+"""
 
 
 class HostedLearner(CausalLearner):
@@ -38,7 +41,8 @@ class HostedLearner(CausalLearner):
     are computed without it, on the model's parts.
 
     Args:
-        model: the ``transformers`` model itself.
+        model: the ``transformers`` model itself. One whose layers carry a state along the row is
+            run on rows of one document each.
         aligned: S.
         autocast: see :class:`~vpretrain.language.learner.causal.CausalLearner`.
     """
@@ -46,7 +50,10 @@ class HostedLearner(CausalLearner):
     def __init__(
         self, model: Any, aligned: dict[str, nn.Parameter], *, autocast: torch.dtype | None
     ) -> None:
-        super().__init__(model, aligned, autocast=autocast)
+        try:
+            super().__init__(model, aligned, autocast=autocast, packed=not carries_state(model))
+        except UserError:  # unless packing is all that is wrong, it is raised again
+            super().__init__(model, aligned, autocast=autocast, packed=False)
         self.wrapped: Any = model
 
     def forward(self, batch: TokenBatch) -> Context:
@@ -54,8 +61,20 @@ class HostedLearner(CausalLearner):
 
         As in :class:`CausalLearner`, prompts and padding are never projected. A large vocabulary is
         processed in chunks; the model's own head is then called with an empty input.
+
+        Raises:
+            UserError: rows are packed, and the model lets their documents see each other.
         """
         batch = batch.to(self.device)
+        positions: dict[str, Tensor] = {"position_ids": batch.position_ids} if self.packed else {}
+        if not self.packed and bool((batch.position_ids[:, 1:] == 0).any()):
+            raise user_error(
+                "data_collator",
+                f"{type(self.model).__name__} lets a token see other documents of its packed row; "
+                "give each a row of its own",
+                value="several documents in a row",
+                accepted="one document a row (packing=False)",
+            )
         row, at = batch.predicted.nonzero(as_tuple=True)
         labels = batch.input_ids[row, at]
         head = chunked_head(self.anatomy, len(labels))
@@ -69,7 +88,7 @@ class HostedLearner(CausalLearner):
         try:
             with self.suffix.trace() as trace, self._lookup_for(head) as shared:
                 logits = self.wrapped(
-                    input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
+                    input_ids=batch.input_ids, use_cache=False, **positions
                 ).logits
         finally:
             hook.remove()
@@ -121,8 +140,8 @@ class HostedStep:
             step: of the host, from 0; the same for all parts of a step.
         """
         context = self.learner.forward(part)
-        if step == 0 and not self._prepared and self.meta.designer.uses_feedback:
-            self.meta.feedback.prepare(self.learner)  # while the learner is untouched
+        if not self._prepared and self.meta.designer.uses_feedback:
+            self.meta.feedback.prepare(self.learner)  # before the learner is steered
         self._prepared = True
         if not self._begun or step != self.step:
             self._begun, self.step = True, step
@@ -137,22 +156,32 @@ class HostedStep:
             task = self.meta.designer.baseline_task(context)
             return fraction * self.learner.loss(context, detached(task))
         value_of = self.meta.value_estimator.on_part(count / everywhere)
-        shaped = None
+        try:
+            task = self._task(context, value_of)
+            self._faults = 0
+        except NonFinite as fault:  # on all processes, and so is what follows
+            self._faults += 1
+            if self._faults > FAULTS:
+                raise
+            tried = "meta step" if self._due else "steering"
+            log.warning("no %s on this batch, the next one tries again: %s", tried, fault)
+            task = self.meta.designer.baseline_task(context)
+        return fraction * self.learner.loss(context, detached(task))
+
+    def _task(self, context: Context, value_of: ValueFunction[Context]) -> SoftTargets:
+        """Returns the task of a part, after the meta step if one is due.
+
+        Raises:
+            NonFinite: a gradient of the feedback or a value; a due meta step stays due.
+        """
+        task = None
         if self._due:
             rate = float(self.meta.optimizer.param_groups[0]["lr"])
-            try:
-                self.metrics, shaped = self.meta(context, value_of, rate)
-            except CheckerFault as fault:
-                self._faults += 1
-                if self._faults > FAULTS:
-                    raise
-                log.warning("no meta step on this batch, the next one tries again: %s", fault)
-                task = self.meta.designer.baseline_task(context)
-                return fraction * self.learner.loss(context, detached(task))
-            self._due, self._learned, self._faults = False, True, 0
-        if shaped is None or not self.steers:
-            shaped = self.meta.task(context, value_of, step)
-        return fraction * self.learner.loss(context, detached(shaped))
+            self.metrics, task = self.meta(context, value_of, rate)
+            self._due, self._learned = False, True
+        if task is None or not self.steers:
+            task = self.meta.task(context, value_of, self.step)
+        return task
 
     def after_backward(self) -> None:
         """Must be called after the last backward pass of a step, before the gradient is clipped."""
@@ -173,6 +202,6 @@ class HostedStep:
 
     def load_state_dict(self, state: State) -> None:
         """Restores :meth:`state_dict`."""
-        self.step = state["step"]
+        self.step, self._prepared = state["step"], True
         self.meta.load_state_dict(state["meta"])
         self._due, self._faults, self.metrics = state["due"], state["faults"], state["metrics"]

@@ -1,4 +1,8 @@
-"""Finds the trainer checkpoint to resume, skipping incomplete ones (killed while writing)."""
+"""Finds the trainer checkpoint to resume, skipping incomplete ones (killed while writing).
+
+Checkpoints of a plain Trainer are resumed too: its model, optimizer and schedule go on, and
+steering begins there.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import OPTIMIZER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from vpretrain.integrations.datasets import log
@@ -26,6 +30,11 @@ _WRITTEN_LATER = (f"{STATE}/", TRAINER_STATE_NAME, "rng_state")
 """Beginnings of the names of files that the Trainer writes after the list of files is made. An
 earlier run in the same folder may have left others there.
 """
+
+
+def is_plain(checkpoint: Path) -> bool:
+    """Whether a Trainer without steering wrote this, with its optimizer."""
+    return not (checkpoint / STATE).exists() and (checkpoint / OPTIMIZER_NAME).is_file()
 
 
 def files_in(checkpoint: Path) -> dict[str, int]:
@@ -49,9 +58,12 @@ def resumable(folder: Path) -> str | bool:
     named = ((path, _NAME.fullmatch(path.name)) for path in folder.glob("*") if path.is_dir())
     steps = {int(match[1]): path for path, match in named if match}
     broken: dict[str, Damaged] = {}
+    steered = [step for step in steps if (steps[step] / STATE).exists()]
     for step in sorted(steps, reverse=True):
+        # After a steered checkpoint one without its state is damaged.
+        may_be_plain = step < min(steered, default=step + 1)
         try:
-            _check(steps[step])
+            _check(steps[step], may_be_plain=may_be_plain)
         except Damaged as damage:
             broken[steps[step].name] = damage
             continue
@@ -76,12 +88,17 @@ def _listed(broken: dict[str, Damaged]) -> str:
     return ", ".join(f"{name} ({damage})" for name, damage in broken.items())
 
 
-def _check(checkpoint: Path) -> None:
-    """Raises Damaged unless all files are there with the sizes that they were written with."""
+def _check(checkpoint: Path, *, may_be_plain: bool) -> None:
+    """Raises Damaged unless all files are there with the sizes that they were written with.
+
+    A plain checkpoint does not tell their sizes; it counts as whole.
+    """
     try:
         read_json(checkpoint / TRAINER_STATE_NAME)  # the Trainer writes it last
     except (OSError, ValueError):
         raise _Unfinished(f"{TRAINER_STATE_NAME} is not there or cut off") from None
+    if may_be_plain and is_plain(checkpoint):
+        return
     state: dict[str, Any] = load(checkpoint / STATE)
     there = files_in(checkpoint)
     for name, size in state["files"].items():

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vpretrain.integrations.datasets import trained_on
+from vpretrain.integrations.apart import trained_on
 from vpretrain.integrations.transformers import SteeredTrainer
 from vpretrain.language.data.rows import documents_hash
 from vpretrain.system.errors import abbreviated, user_error

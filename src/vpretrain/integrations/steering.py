@@ -49,6 +49,12 @@ STEERING_ARMS = steering_arms()
 """The arms that come with the package."""
 
 
+def uses_feedback(arm: str) -> bool:
+    """Whether the arm of that name, one of these, takes feedback gradients."""
+    kind = ARMS.all[arm].designer if arm in ARMS.all else None
+    return kind is None or ARMS.kinds[kind].uses_feedback
+
+
 class Steering(Value):
     """Steering options for another trainer.
 
@@ -88,6 +94,10 @@ class Steering(Value):
     """
     feedback_max_tokens: PositiveInt = 512
     """Longer feedback rows are truncated to this many tokens, and counted in the log."""
+    search_train: bool = True
+    """Whether ``train_dataset`` is searched for feedback rows when the trainer is made, which takes
+    some minutes for each million rows. Without it nobody knows if their answers are trained on.
+    """
 
     @model_validator(mode="wrap")
     @classmethod

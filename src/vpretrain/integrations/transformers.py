@@ -11,17 +11,24 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
+from vpretrain.integrations import apart
 from vpretrain.integrations.arguments import problems_of, weighs_nothing
 from vpretrain.integrations.batches import token_batch
-from vpretrain.integrations.datasets import FORMATS, check_apart, feedback_of, log, trained_on
+from vpretrain.integrations.datasets import FORMATS, feedback_of, log
 from vpretrain.integrations.host_loop import HostedLearner, HostedStep
-from vpretrain.integrations.resuming import STATE, files_in, resumable
-from vpretrain.integrations.steering import STEERING_ARMS, Steering, errors_of_steering
+from vpretrain.integrations.resuming import STATE, files_in, is_plain, resumable
+from vpretrain.integrations.steering import (
+    STEERING_ARMS,
+    Steering,
+    errors_of_steering,
+    uses_feedback,
+)
 from vpretrain.language.data.rows import Document, documents_hash
 from vpretrain.language.learner.suffix import Anatomy, aligned_parameters
 from vpretrain.method.roles import Designer, Feedback
 from vpretrain.run import checkpoint
 from vpretrain.run.build import new_meta_step
+from vpretrain.system import distributed
 from vpretrain.system.errors import UserError, user_error
 
 __all__ = ["STEERING_ARMS", "SteeredTrainer", "Steering"]
@@ -33,7 +40,8 @@ class SteeredTrainer(Trainer):
     Every argument, callback and hook of the Trainer keeps its meaning. The loss is the core's
     soft-target cross-entropy, normalised by ``num_items_in_batch`` as in the Trainer. Checkpoints
     hold designer and feedback in ``steering/``; ``resume_from_checkpoint`` restores them, and True
-    resumes the newest complete checkpoint. Logs gain ``steering/gain`` and a few more figures of
+    resumes the newest complete checkpoint. In a checkpoint of a plain Trainer, or of an arm without
+    feedback, steering begins. Logs gain ``steering/gain`` and a few more figures of
     the latest meta step (:attr:`Steering.logged`). Evaluation is the Trainer's own.
 
     With several processes (``accelerate launch``, ``torchrun``: DDP) each uses the same feedback;
@@ -81,24 +89,19 @@ class SteeredTrainer(Trainer):
             max_tokens=self.steering.feedback_max_tokens,
             where="feedback_dataset",
         )
-        train = trained_on(self.train_dataset, self.processing_class)
-        args: Any = self.args
-        # TRL's wrapped packing cuts rows anywhere, and keeps no list of where they begin.
-        wrapped = getattr(args, "packing", False) and args.packing_strategy == "wrapped"
-        if train is None or wrapped:
-            log.warning(
-                "train_dataset cannot be read beforehand: whether feedback rows are in it is "
-                "not known"
-            )
-        else:
-            check_apart(
-                self._feedback.documents,
-                train,
-                set(getattr(self.processing_class, "all_special_ids", ())),
-            )
+        if self.steering.search_train:
+            distributed.from_first_rank(self._search_train)
         self._steered_made: tuple[HostedLearner, Designer, Feedback] | None = None
         self._steered_step: HostedStep | None = None
         self._steered_parts()  # raises errors here rather than at the first step
+
+    def _search_train(self) -> None:
+        apart.search(
+            self._feedback.documents,
+            self.train_dataset,
+            self.eval_dataset,
+            self.processing_class,
+        )
 
     @property
     def designer(self) -> Designer:
@@ -246,13 +249,15 @@ class SteeredTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
+        if checkpoint is not None and is_plain(Path(checkpoint)):
+            log.warning("%s was made without steering: it begins here", Path(checkpoint).name)
+        elif checkpoint is not None:
             self._load_steering(Path(checkpoint) / STATE)
 
     def _load_steering(self, folder: Path) -> None:
         step, where = self._hosted_step(), "resume_from_checkpoint"
         try:
-            state = checkpoint.load(folder)
+            state: dict[str, Any] = checkpoint.load(folder)
         except checkpoint.Damaged as error:
             message = (
                 f"this checkpoint has no whole steering state ({error}); start anew from its "
@@ -260,6 +265,12 @@ class SteeredTrainer(Trainer):
             )
             accepted = "a checkpoint that a SteeredTrainer wrote with save_only_model=False"
             raise user_error(where, message, value=str(folder), accepted=accepted) from None
+        if not uses_feedback(state["arm"]) and self.designer.uses_feedback:
+            name = folder.parent.name
+            log.warning(
+                "%s is of %s, which uses no feedback: steering begins here", name, state["arm"]
+            )
+            return
         rows = documents_hash(self._feedback.documents)
         for what, saved, now in (
             ("arm", state["arm"], self.steering.arm),

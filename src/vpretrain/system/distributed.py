@@ -116,6 +116,27 @@ def world() -> int:
     return dist.get_world_size() if dist.is_initialized() and not _alone else 1
 
 
+_CPU = torch.device("cpu")
+
+
+def _group(device: torch.device = _CPU) -> dist.ProcessGroup | None:
+    """The group that carries what lies on a device; None: the default group.
+
+    Another library may have started the default group for accelerators alone (``cuda:nccl``). What
+    lies on the CPU then goes through a group of gloo, which all processes make at the first use.
+    """
+    if device.type != "cpu" or "cpu:" in dist.get_backend_config():
+        return None
+    default = dist.group.WORLD
+    if _made[0] is not default:
+        _made[:] = default, dist.new_group(backend="gloo", timeout=PATIENCE)
+    return _made[1]
+
+
+_made: list[dist.ProcessGroup | None] = [None, None]
+"""The default group, and ours beside it."""
+
+
 def barrier() -> None:
     """Returns when all processes have come here."""
     total(torch.zeros(()))
@@ -191,7 +212,7 @@ def broadcast_object(value: T) -> T:
     if isinstance(value, float):  # once a step: no pickle
         return summed(value if rank() == 0 else 0.0)  # type: ignore[return-value]
     values = [value]
-    dist.broadcast_object_list(values, src=0)
+    dist.broadcast_object_list(values, src=0, group=_group())
     return values[0]
 
 
@@ -212,7 +233,7 @@ def all_gather_object(value: T) -> list[T]:
     if world() == 1:
         return [value]
     values: list[Any] = [None] * world()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=_group())
     return values
 
 
@@ -223,7 +244,7 @@ class _Total(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
         summed_up = value.detach().clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(summed_up)
+        dist.all_reduce(summed_up, group=_group(value.device))
         return summed_up
 
     @staticmethod
@@ -266,7 +287,7 @@ def logsumexp(values: Tensor) -> Tensor:
     if world() == 1:
         return here
     highest = here.clone()
-    dist.all_reduce(highest, op=dist.ReduceOp.MAX)
+    dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=_group(highest.device))
     return total((here - highest).exp()).log() + highest
 
 
@@ -301,13 +322,13 @@ def all_reduce_gradients(parameters: Iterable[Tensor]) -> None:
 @torch.no_grad()
 def all_reduce(tensors: Sequence[Tensor]) -> None:
     """Adds tensors up over processes, in place."""
-    _in_buckets(tensors, dist.all_reduce)
+    _in_buckets(tensors, lambda b: dist.all_reduce(b, group=_group(b.device)))
 
 
 @torch.no_grad()
 def broadcast(tensors: Sequence[Tensor]) -> None:
     """Overwrites tensors with the first process's values, in place."""
-    _in_buckets(tensors, lambda bucket: dist.broadcast(bucket, src=0))
+    _in_buckets(tensors, lambda b: dist.broadcast(b, src=0, group=_group(b.device)))
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

@@ -143,10 +143,9 @@ def unchecked(streams: Iterable[StreamFiles], rows: Iterable[Row]) -> list[Probl
         if all(covered):
             continue
         state = "were never searched for" if None in covered else "were not searched for all"
-        message = f"{_counted(stream, covered)} {state} near-duplicates of the feedback and "
         outs.append(_out(Path(stream.pattern), outs))
         command = _command(stream, files, outs[-1])
-        message += f"evaluation rows, which would flatter the results; {command}"
+        message = f"{_counted(stream, covered)} {state} near-duplicates; {command}"
         accepted = f"a file with its certificate, *{SUFFIX}, beside it"
         doubts.append(Problem(f"{stream.where}.path", stream.pattern, accepted, message))
     return doubts

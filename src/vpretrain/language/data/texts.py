@@ -140,7 +140,11 @@ def documents_of(
 def notices(texts: Texts, counts: Mapping[str, Encoded], data: Data) -> list[str]:
     """Messages about rows that were left out or cut, to show before the first step. ``counts`` are
     keyed by ``stream/SOURCE`` and, for feedback and evaluation, by any other name."""
-    lines = [f"warning: {doubt.where}: {doubt.message}" for doubt in texts.doubts]
+    lines = []
+    if texts.doubts:
+        what = "near-duplicates of feedback and evaluation rows in the stream"
+        lines.append(f"warning: {what} would flatter the results:")
+        lines += [f"  {doubt.where}: {doubt.message}" for doubt in texts.doubts]
     if texts.skipped:
         lines.append(f"rows are left out (data.on_bad_row: skip), {len(texts.skipped)} notes:")
         lines += [f"  {problem.where}: {problem.message}" for problem in texts.skipped]

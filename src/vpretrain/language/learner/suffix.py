@@ -50,6 +50,9 @@ class Anatomy:
         if len(lists) != 1 or len(norms) != 1 or head is None:
             message = f"{type(model).__name__} does not have one list of blocks, one final norm and"
             message += " one head, so its suffix cannot be run on its own"
+            if model.config.get_text_config() is not model.config:
+                message += "; of a model of images and text load the text part alone"
+                message += " (Gemma3ForCausalLM, say)"
             raise user_error("learner.model", message, accepted=DECODERS)
         config = model.config
         factors = (getattr(config, name, None) for name in ("logit_scale", "lm_head_multiplier"))

@@ -81,8 +81,16 @@ class LanguageRecipe(Recipe):
         return self
 
     @model_validator(mode="after")
-    def _documents_stay_apart(self) -> Self:
-        if self.learner.attention == "flash_attention_2" and self.data.batch_size > 1:
+    def _attention_serves(self) -> Self:
+        if self.learner.attention != "flash_attention_2":
+            return self
+        if ARMS.section_of(self).uses_feedback:
+            raise ValueError(
+                "learner.attention: flash_attention_2 has kernels neither for float32 nor for "
+                "forward mode, by which values are taken: set it to sdpa, whose kernels are as "
+                "fast on most accelerators"
+            )
+        if self.data.packing and self.data.batch_size > 1:
             raise ValueError(
                 "under attention: flash_attention_2 the documents of a batch of several rows would "
                 "see each other (transformers tells them apart by position within a single row "
