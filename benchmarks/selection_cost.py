@@ -43,11 +43,11 @@ def main() -> None:
         parts = modality.build(recipe, materials)
         return count(new_step(recipe, parts), parts)
 
-    plain, ratios = cost("onehot")[False], {}
+    plain, ratios = cost("onehot").plain, {}
     for arm in ARMS:
         result = cost(arm)
         ratios[arm] = {
-            str(period): round((result[False] * (period - 1) + result[True]) / period / plain, 3)
+            str(period): round((result.steered * (period - 1) + result.meta) / period / plain, 3)
             for period in PERIODS
         }
         print(arm, ratios[arm], flush=True)

@@ -6,7 +6,12 @@ import math
 import pytest
 import torch
 
-from vpretrain.method.directional import central_difference, double_backward, forward_mode
+from vpretrain.method.directional import (
+    EstimatorUnsupported,
+    central_difference,
+    double_backward,
+    forward_mode,
+)
 from vpretrain.method.estimators import CentralDifference, OneSidedDifference
 
 SIZE = 64
@@ -282,6 +287,17 @@ def test_where_the_narrow_dtype_does_not_serve_differences_are_central(narrow):
     result, measured, exact, asked = narrow_estimate(30.0, narrow)
     assert measured.central and len(asked) == 2
     assert error(result, exact) <= 1e-3
+
+
+def test_the_learners_own_reason_for_no_forward_mode_is_told():
+    _, parameters, controls = curved(30.0)
+
+    def coarse(point):
+        raise EstimatorUnsupported("logits as a whole would be too coarse")
+
+    with pytest.raises(EstimatorUnsupported) as caught:
+        forward_mode(coarse, parameters, {"w": torch.ones(SIZE)}, [controls])
+    assert str(caught.value) == "logits as a whole would be too coarse"
 
 
 def test_a_batch_that_is_not_finite_does_not_decide_how_values_are_taken():

@@ -6,10 +6,25 @@ import weakref
 import pytest
 import torch
 
-from tests.method.toy import Context, Given, PairWeights, Weights, ascent, exact, pairs, trained
+from tests.method.toy import (
+    Context,
+    Given,
+    PairWeights,
+    Regression,
+    Truth,
+    Weights,
+    ascent,
+    exact,
+    pairs,
+    trained,
+)
+from vpretrain.method import vectors
+from vpretrain.method.directional import double_backward
 from vpretrain.method.exact import ExactDesigner
 from vpretrain.method.reliability import Reliability
 from vpretrain.method.rules import tilted
+from vpretrain.method.value import Alignment
+from vpretrain.method.value_estimator import ValueEstimator
 
 
 def test_another_modality_is_steered_through_public_names_alone():
@@ -98,6 +113,25 @@ def test_the_next_task_follows_the_direction_that_all_others_do_where_values_are
     value_of = Cosine(torch.arange(16.0), torch.arange(16.0))
     learned = designer.learn(context, value_of)
     assert torch.equal(learned.task.each, designer.make_task(context, value_of).each)
+
+
+@pytest.mark.parametrize("alignment", ["dot", "cosine", "lower_bound"])
+def test_the_value_of_the_plain_task_is_that_of_the_alignment(alignment):
+    """Where it is not linear, the value is not the sum of the pairs' own values."""
+    learner, context = Regression(), Context(*pairs(torch.Generator().manual_seed(0)))
+    value_of = ValueEstimator(learner, Alignment(alignment), double_backward)
+    value_of.update(Truth().gradients(learner), None, 0.1)
+    metrics = exact().learn(context, value_of).metrics
+    down = vectors.mean(value_of.feedback_gradients)["weight"]
+    plain = learner.loss(context, PairWeights().baseline_task(context))
+    pre = torch.autograd.grad(plain, learner.model.weight)[0]
+    dot, smoothness = float((down * pre).sum()), value_of.alignment.smoothness
+    expected = {
+        "dot": dot,
+        "cosine": dot / float(down.norm() * pre.norm()),
+        "lower_bound": dot - smoothness * 0.1 / 2 * float(pre.square().sum()),
+    }
+    assert metrics["value_baseline"] == pytest.approx(expected[alignment], rel=1e-5)
 
 
 def test_rules_read_values_in_standard_deviations_whatever_others_are_given():

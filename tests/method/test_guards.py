@@ -100,6 +100,14 @@ def test_what_was_seen_comes_back():
     assert fresh.signs == collapse.signs != []
 
 
+def test_a_sign_is_not_logged_again_after_a_resume(caplog):
+    with caplog.at_level(logging.WARNING):
+        collapse, fresh = after(3, gate=0.5), Collapse(3, BOUNDS)
+        fresh.load_state_dict(collapse.state_dict())
+        fresh.update(HEALTHY | {"gate": 0.5})
+    assert len(caplog.records) == 1
+
+
 @pytest.fixture(scope="module")
 def words():
     return Language().load(language_recipe())

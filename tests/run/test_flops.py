@@ -1,6 +1,6 @@
 """Counting what a step costs leaves the run that follows as it would have been, bit for bit."""
 
-import math
+import itertools
 
 import pytest
 import torch
@@ -51,8 +51,8 @@ def test_a_run_is_the_same_whether_its_steps_were_counted_or_not(name, arm):
         parts = modality.build(recipe, materials)
         if counted:
             cost = count(new_step(recipe, parts), parts)
-            assert set(cost) == ({False, True} if parts.designer.uses_feedback else {False})
-            assert cost.get(True, math.inf) > cost[False] > 0
+            assert cost.meta >= cost.steered > 0.9 * cost.plain > 0
+            assert (cost.meta > cost.plain) == parts.designer.uses_feedback
         records = train(Run(recipe, parts, step0={})).history
         last = [p.detach().clone() for p in parts.learner.model.parameters()]
         return [(r["loss"], r["batch"], r["gradient_norm"]) for r in records], last
@@ -75,8 +75,9 @@ def test_a_step_of_several_batches_costs_as_many_batches():
         return count(new_step(changed, parts), parts, accumulate)
 
     one, three = cost(1, 2), cost(3, 2)
-    assert three[False] == pytest.approx(3 * one[False])
-    assert three[True] - one[True] == pytest.approx(2 * one[False])
+    assert three.plain == pytest.approx(3 * one.plain)
+    assert three.steered == pytest.approx(3 * one.steered)
+    assert three.meta - one.meta == pytest.approx(2 * one.steered)
     assert cost(3, 1) == three  # a period of one changes no step
 
 
@@ -91,7 +92,8 @@ def test_a_selector_is_charged_for_every_batch_that_it_values(arm):
         drawn = next_batches(parts.stream, 3 * parts.designer.draws)
         with FlopCounterMode(display=False) as counter:
             assert ("gain" in step(drawn, 0.0)) == meta
-        assert cost[meta] == pytest.approx(counter.get_total_flops(), rel=0.02)
+        expected = cost.of(meta_due=meta, steers=True)
+        assert expected == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 
 def test_valuing_what_is_drawn_is_charged():
@@ -105,9 +107,31 @@ def test_valuing_what_is_drawn_is_charged():
         parts = modality.build(chosen, materials)
         return count(new_step(chosen, parts), parts)
 
-    plain, control = cost("onehot")[False], cost("random_selection")[False]
+    plain, control = cost("onehot").plain, cost("random_selection").steered
     assert control == pytest.approx(plain, rel=0.1)  # other documents, nothing beside the step
-    assert cost("greats_topk")[False] > 1.5 * plain
+    selected = cost("greats_topk")
+    assert selected.steered > 1.5 * plain
+    assert selected.plain == pytest.approx(plain, rel=0.1)  # while steering is off
     repeated = cost("repeat_topk")
-    assert repeated[False] == pytest.approx(plain, rel=0.1)  # meta steps alone pay
-    assert repeated[True] > repeated[False] + plain / 4
+    assert repeated.steered == pytest.approx(plain, rel=0.1)  # meta steps alone pay
+    assert repeated.meta > repeated.steered + plain / 4
+
+
+def test_steps_before_steering_begins_are_charged_as_plain_ones():
+    recipe = shrunken(
+        "demo-language",
+        "arm=closed_form",
+        "value.meta_period=2",
+        "value.start_step=2",
+        "value.settle_steps=0",
+        "budget.steps=5",
+    )
+    modality = MODALITIES[recipe.modality]()
+    parts = modality.build(recipe, modality.load(recipe))
+    cost = count(new_step(recipe, parts), parts)
+    assert cost.steered > 1.05 * cost.plain
+    records = train(Run(recipe, parts, step0={}, cost=cost)).history
+    spent = [record["flops"] for record in records]
+    steps = [spent[0], *(after - before for before, after in itertools.pairwise(spent))]
+    kinds = [cost.plain, cost.plain, cost.meta, cost.steered, cost.meta]
+    assert steps == pytest.approx(kinds)

@@ -1,4 +1,4 @@
-"""Estimators of a task's value as a directional derivative: four methods with one signature.
+"""Estimators of a task's value as a directional derivative.
 
 For a direction ``u`` over the aligned parameters S and the loss ``L(S; controls)`` of a task,
 
@@ -11,8 +11,9 @@ and a designer needs ``V`` and ``dV/d controls``. Every estimator here takes
     direction  : u, same names and shapes as ``parameters``
     controls   : tensors that require grad and that ``loss`` closes over
 
-and returns an :class:`Estimate`. They differ in what they require of the kernels between S and the
-loss, in cost and in error:
+and returns an :class:`Estimate`; differences also take a step, and ``one_sided_difference`` the
+loss at S, which the learner's own pass has. They differ in what they require of the kernels between
+S and the loss, in cost and in error:
 
 ====================  ====================================  ==========================  ========
 estimator             needs                                 cost                        error
@@ -23,6 +24,9 @@ forward_mode          kernels with forward-mode formulas    one dual forward    
 central_difference    nothing                               two ordinary forwards       O(eps^2)
 one_sided_difference  the learner's own pass in float32     one ordinary forward        O(eps)
 ====================  ====================================  ==========================  ========
+
+To these comes the backward pass from the loss to the controls, of each forward: next to nothing for
+masses of targets, which enter at the loss, and a pass through the suffix for views.
 """
 
 from __future__ import annotations
@@ -58,12 +62,14 @@ def _second_order(estimator: str) -> Iterator[None]:
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield
+    except EstimatorUnsupported:
+        raise
     except (RuntimeError, NotImplementedError) as error:
         if out_of_memory(error):
             raise
         raise EstimatorUnsupported(
             f"{estimator} cannot differentiate this model on this device: "
-            f"{str(error).splitlines()[0]} "
+            f"{str(error).splitlines()[0].rstrip('.')}. "
             "Set value.estimator to central_difference (any kernel), or the model's attention "
             "to eager or sdpa."
         ) from error

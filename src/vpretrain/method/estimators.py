@@ -313,7 +313,7 @@ def _attempted(function: Function, arguments: Arguments) -> tuple[Estimate | Non
     """
     try:
         return function(*arguments), ""
-    except (EstimatorUnsupported, RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError) as error:
         if not (isinstance(error, EstimatorUnsupported) or out_of_memory(error)):
             raise
         return None, str(error)

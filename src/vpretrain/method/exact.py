@@ -21,6 +21,7 @@ from vpretrain.method.roles import (
     Task,
     TaskT,
     ValueFunction,
+    mean_value,
 )
 from vpretrain.method.rules import standardised
 from vpretrain.system import distributed
@@ -32,7 +33,8 @@ class Rule(ABC, Generic[ContextT, ProbeT, TaskT]):
     """Maps the values of the choices to a task; it never sees feedback itself.
 
     The choices are the first control of the rule's tasks. The learner's loss is linear in that
-    control, so the values do not depend on the task at which they are computed.
+    control, so along a fixed direction (``dot``, ``optimizer_aware``) the values do not depend on
+    the task at which they are computed; for other alignments they are first order around it.
     """
 
     @abstractmethod
@@ -120,15 +122,17 @@ class ExactDesigner(Designer[ContextT, TaskT], Generic[ContextT, ProbeT, TaskT])
     def learn(self, context: ContextT, value_of: ValueFunction[ContextT]) -> Learned[TaskT]:
         """Updates the reliability; also returns this batch's task, as its values are then known."""
         probe = self.rule.probe(context)
-        gradients = [each.gradient[0] for each in value_of.each(context, probe)]
+        estimates = value_of.each(context, probe)
+        gradients = [each.gradient[0] for each in estimates]
         self.reliability.update([self.rule.values(probe, gradient) for gradient in gradients])
         mean = torch.stack(gradients).mean(dim=0)
         # The mean of the values is not the value of the mean, which later tasks follow.
         if not value_of.linear:
-            mean = value_of(context, probe).gradient[0]
-        plain, task = probe.controls()[0], self.shape(probe, mean)
+            estimates = [value_of(context, probe)]
+            mean = estimates[0].gradient[0]
+        task = self.shape(probe, mean)
         metrics = {
-            "value_baseline": float(distributed.total((plain * mean).sum())),
+            "value_baseline": mean_value(estimates),
             **self.rule.metrics(probe, task, mean),
             **self.reliability.metrics(),
         }

@@ -111,6 +111,7 @@ class Collapse:
     def load_state_dict(self, state: State) -> None:
         self.history = deque(state["seen"], maxlen=self.history.maxlen)
         self.signs = list(state["signs"])
+        self._logged = set(self.signs)
 
 
 _AGREEMENT = "agreement"

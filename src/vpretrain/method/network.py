@@ -23,6 +23,7 @@ from vpretrain.method.roles import (
     TaskT,
     ValueFunction,
     detached,
+    mean_value,
 )
 from vpretrain.method.rules import standardised
 from vpretrain.system import distributed
@@ -201,9 +202,9 @@ class NetworkDesigner(LearnedDesigner[ContextT, TaskT]):
         task = self.surface.task(context, choice)
         estimates = value_of.each(context, detached(task))
         gradient = self.control_gradient(estimates)
-        baseline = _mean_value(value_of.each(context, self.surface.valued_baseline_task(context)))
+        baseline = mean_value(value_of.each(context, self.surface.valued_baseline_task(context)))
         metrics = {
-            "gain": _mean_value(estimates) - baseline,
+            "gain": mean_value(estimates) - baseline,
             "value_baseline": baseline,
             **self.learning.reliability.metrics(),
             **self.surface.metrics(choice.detach()),
@@ -221,7 +222,3 @@ class NetworkDesigner(LearnedDesigner[ContextT, TaskT]):
         if self.learning.reliability.unit == "raw":
             return distributed.total((gradient * control).sum())
         return distributed.mean(standardised(gradient) * control)
-
-
-def _mean_value(estimates: Sequence[Estimate]) -> float:
-    return sum(float(each.value) for each in estimates) / len(estimates)

@@ -108,6 +108,11 @@ class Estimate:
     gradient: tuple[Tensor, ...]
 
 
+def mean_value(estimates: Sequence[Estimate]) -> float:
+    """Returns the mean of the values along each feedback batch."""
+    return sum(float(each.value) for each in estimates) / len(estimates)
+
+
 class ValueFunction(ABC, Generic[ContextT]):
     """Values tasks on one part of a batch, under the latest feedback."""
 

@@ -75,7 +75,7 @@ STEERING = {
     ),
     "gradient_norm_downstream": (
         "gradient norm, feedback",
-        "The feedback direction u on the aligned parameters.",
+        "g_down on the aligned parameters, before the optimizer's preconditioner.",
     ),
     "steered": (
         "steered share of steps",

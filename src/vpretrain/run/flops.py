@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -19,9 +19,30 @@ from vpretrain.run.parts import AnyParts
 from vpretrain.run.state import RunState
 from vpretrain.system.errors import NonFinite
 
-Cost = Mapping[bool, float]
-"""FLOPs of one step, without (False) and with (True) a meta step."""
 _TRIES = 10
+
+
+@dataclass(frozen=True)
+class Cost:
+    """FLOPs of one step, by its kind.
+
+    Args:
+        plain: on the baseline task, as before ``value.start_step`` and while steering is off.
+        steered: on the designer's task.
+        meta: with a meta step; as ``steered``, for designers that use no feedback.
+    """
+
+    plain: float = 0.0
+    steered: float = 0.0
+    meta: float = 0.0
+
+    def of(self, *, meta_due: bool, steers: bool) -> float:
+        """Returns the cost of a step that takes a meta step or not, and steers or not."""
+        return self.meta if meta_due else self.steered if steers else self.plain
+
+    def each(self, change: Callable[[float], float]) -> Cost:
+        """Returns the cost with every figure changed likewise."""
+        return Cost(change(self.plain), change(self.steered), change(self.meta))
 
 
 def count(step: SteeredStep[Any, Any, Any], parts: AnyParts, accumulate: int = 1) -> Cost:
@@ -71,22 +92,26 @@ def rehearse(step: SteeredStep[Any, Any, Any], parts: AnyParts, accumulate: int 
     movable += [] if parts.meta_batches is None else [parts.meta_batches]
     before = [copy.deepcopy(part.state_dict()) for part in movable]
     buffers = {name: buffer.clone() for name, buffer in parts.learner.model.named_buffers()}
-    counted: dict[bool, float] = {}
     step.count = step.meta.start  # before that step, tasks are the baseline's
-    if parts.designer.uses_feedback:  # the first also measures the estimator's step, once per run
-        _counted(step, parts, meta_due=True)
     # A selector values every batch of a step. Any other designer learns from the first one only,
     # and each other batch costs a step without meta.
     together = 1 if parts.designer.selector is None else accumulate
-    for meta in (True, False) if parts.designer.uses_feedback else (False,):
-        counted[meta] = _counted(step, parts, together, meta_due=meta)
+    if parts.designer.uses_feedback:
+        _counted(step, parts, meta_due=True)  # also measures the estimator's step, once per run
+        meta = _counted(step, parts, together, meta_due=True)
+        steered = _counted(step, parts, together, meta_due=False)
+        step.count = step.meta.start - 1
+        plain = _counted(step, parts, together, meta_due=False)
+    else:
+        meta = steered = plain = _counted(step, parts, together, meta_due=False)
     checkpoint_bytes = size(RunState(parts, step).state_dict())
     for part, state in zip(movable, before, strict=True):
         part.load_state_dict(state)
     for name, buffer in parts.learner.model.named_buffers():
         buffer.copy_(buffers[name])
-    rest = (accumulate - together) * counted[False]
-    return Rehearsal({meta: n + rest for meta, n in counted.items()}, checkpoint_bytes)
+    more = accumulate - together
+    plain, meta, steered = plain * (1 + more), meta + more * steered, steered * (1 + more)
+    return Rehearsal(Cost(plain, steered, meta), checkpoint_bytes)
 
 
 def _counted(

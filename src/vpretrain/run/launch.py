@@ -174,7 +174,7 @@ class Launch:
         return summary
 
     def cost(self, parts: AnyParts, checkpoints: CheckpointManager) -> Cost:
-        """Returns the FLOPs of both kinds of step, summed over all processes.
+        """Returns the FLOPs of each kind of step, summed over all processes.
 
         Raises:
             UserError: the disk is too small for what the run will write.
@@ -190,7 +190,7 @@ class Launch:
             )
         ):
             raise UserError(*problems)
-        return {meta: distributed.summed(each) for meta, each in rehearsal.cost.items()}
+        return rehearsal.cost.each(distributed.summed)
 
     @contextmanager
     def records(

@@ -75,7 +75,7 @@ class Run:
             raise ValueError(
                 "a budget in FLOPs needs the cost of a step: vpretrain.run.flops.count"
             )
-        self.recipe, self.cost, self.stop = recipe, cost or {}, stop
+        self.recipe, self.cost, self.stop = recipe, cost or Cost(), stop
         self.checkpoints, self.resume, self.measured_step0 = checkpoints, resume, step0
         self.on_record, self.keep_history = on_record, keep_history
         self.history: list[Record] = []
@@ -244,7 +244,8 @@ class Run:
         step = self.step_once
         with self.state.spent.timing():
             started = time.perf_counter()
-            self.state.spent.add(flops=self.cost.get(step.meta.due(step.count), 0.0))
+            due, steers = step.meta.due(step.count), step.meta.steers(step.count)
+            self.state.spent.add(flops=self.cost.of(meta_due=due, steers=steers))
             batch, metrics = step.take(drawn, rate, progress)
             self.skipped_in_a_row = 0
             seconds = self.waited_seconds + time.perf_counter() - started

@@ -160,8 +160,7 @@ def _child(recipe: Recipe, pipe: Connection) -> None:
         pipe.recv()
         # Last, because counting uses other kernels and more memory than running.
         cost = count(step, parts, recipe.learner.accumulate)
-        meta = cost.get(True, cost.get(False, 0.0))
-        pipe.send((cost.get(False, 0.0) * (period - 1) + meta) / period)
+        pipe.send((cost.steered * (period - 1) + cost.meta) / period)
         pipe.recv()
     except EOFError:
         return

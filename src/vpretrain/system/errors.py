@@ -127,8 +127,8 @@ class Fault(Exception):
 
 
 class NonFinite(Fault):
-    """A loss, gradient or value is not finite; no state was changed, so the batch can be
-    skipped.
+    """A loss, gradient or value is not finite; learner and optimizer are left unchanged, so the
+    batch can be skipped.
     """
 
 

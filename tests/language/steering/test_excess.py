@@ -1,16 +1,19 @@
 """Document weights by value times token weights by excess loss."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from tests.language.conftest import tiny_batch, tiny_learner
+from tests.language.steering.dictated import Dictated
 from tests.run.test_train import tiny_recipe, trained
 from vpretrain.language import Language
-from vpretrain.language.steering.excess import ExcessWeights
+from vpretrain.language.steering.excess import ExcessDesigner, ExcessWeights
 from vpretrain.language.steering.reference import Reference
 from vpretrain.language.steering.rules import GroupWeights
+from vpretrain.method.reliability import Reliability
 from vpretrain.method.rules import standardised
 from vpretrain.run.run import Run
 from vpretrain.system.errors import UserError
@@ -49,6 +52,19 @@ def test_both_move_as_far_as_the_feedback_is_reliable():
     documents = rule.documents.task(probe, values).mass[:, 0]
     expected = documents * (1 + 0.1 * z)
     torch.testing.assert_close(rule.task(probe, values).mass[:, 0], expected / expected.mean())
+
+
+def test_the_gain_is_that_of_the_documents_alone():
+    """The reference has seen all of the feedback, the half that values the other's task too."""
+    rule, probe, _ = probed()
+    draw = torch.manual_seed(0)
+    gradients = [torch.randn(probe.mass.shape, generator=draw) for _ in range(2)]
+    gains = []
+    for excess in (probe.excess, sum(gradients)[:, 0]):
+        told = replace(rule, reference=SimpleNamespace(excess=lambda _, excess=excess: excess))
+        designer = ExcessDesigner(told, Reliability(shrink=True))
+        gains.append(designer.learn(probe.context, Dictated(*gradients)).metrics["gain"])
+    assert gains[0] == gains[1]
 
 
 def test_documents_alone_are_weighted_where_no_token_would_have_weight():

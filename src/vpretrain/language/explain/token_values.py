@@ -169,7 +169,7 @@ def valued_batch(
 
 def task_values(batches: Sequence[ValuedBatch], recipe: LanguageRecipe) -> TaskValues:
     """V of one-hot targets, the designer's, the recipe's closed form and the bound, over all
-    batches."""
+    batches; to first order, if the alignment is not linear."""
     section = ARMS.keys_of(recipe, ClosedFormArm)
     reliability = Reliability(recipe.value.shrink, unit=recipe.value.unit)
     for batch in batches:

@@ -83,7 +83,8 @@ class Climbing(Scored):
 
     def learn(self, context: Context, value_of: ValueFunction[Context]) -> Learned[SoftTargets]:
         candidates = self.rule.probe(context)
-        values = self.control_gradient(value_of.each(context, candidates))
+        estimates = value_of.each(context, candidates)
+        values = self.control_gradient(estimates)
         unit, prices = self._per_token(values), self.prices
         # Renormalised over the candidates, like r.
         log_p = torch.log_softmax(candidates.log_p, dim=1)
@@ -91,7 +92,7 @@ class Climbing(Scored):
         for _ in range(self.learning.updates):
             targets, log_r, alpha = self._targets(candidates)
             # Measured before the first update, on a batch the network has not been trained on.
-            metrics = metrics or self.gain(candidates, targets, values)
+            metrics = metrics or self.gain(candidates, targets, values, estimates)
             value = (targets.mass * unit).sum(dim=1)
             price = prices.anchor * (log_r.exp() * (log_r - log_p)).sum(dim=1) + prices.gate
             # Clamped: the entropy's slope is infinite at zero mass, which all other candidates have

@@ -3,6 +3,7 @@ reference model (ours)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -72,6 +73,8 @@ class ExcessWeights(TokenRule):
 class ExcessDesigner(ExactDesigner[Context, Candidates, SoftTargets]):
     """An exact designer whose rule reads a reference, which is trained before the first step.
 
+    Its gain is that of the documents' weights.
+
     Args:
         rule: makes the task.
         reliability: how values shrink.
@@ -79,7 +82,13 @@ class ExcessDesigner(ExactDesigner[Context, Candidates, SoftTargets]):
 
     def __init__(self, rule: ExcessWeights, reliability: Reliability) -> None:
         super().__init__(rule, reliability)
-        self.reference = rule.reference
+        self.reference, self.documents = rule.reference, rule.documents
+
+    def _gain(self, probe: Candidates, gradients: Sequence[Tensor]) -> float:
+        # That of the documents' weights alone: the reference, and so the tokens' weights, were
+        # trained on all of the feedback, the half that values a task of the other one included.
+        documents = ExactDesigner(self.documents, self.reliability)
+        return documents._gain(probe, gradients)
 
     def prepare(self) -> Prepared:
         return self.reference.train()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -27,7 +28,15 @@ from vpretrain.language.steering.rules import AnchoredArm, Candidates, TokenRule
 from vpretrain.language.steering.scorer import CandidateScorer, ScorerInputs, scorer_cost
 from vpretrain.method.network import LearnedDesigner, Learning
 from vpretrain.method.reliability import correlation
-from vpretrain.method.roles import Bounds, Learned, State, ValueFunction, detached
+from vpretrain.method.roles import (
+    Bounds,
+    Estimate,
+    Learned,
+    State,
+    ValueFunction,
+    detached,
+    mean_value,
+)
 from vpretrain.method.rules import standardised
 from vpretrain.system import distributed
 from vpretrain.system.contexts import own_random_state
@@ -66,15 +75,20 @@ class Scored(LearnedDesigner[Context, SoftTargets]):
             return self.score(self.rule.probe(context))[0]
 
     def gain(
-        self, candidates: Candidates, targets: SoftTargets, values: Tensor
+        self,
+        candidates: Candidates,
+        targets: SoftTargets,
+        values: Tensor,
+        of_candidates: Sequence[Estimate],
     ) -> dict[str, float]:
-        """Metrics of targets made before this feedback: their gain in value over one-hot targets,
-        and the rule's own. With a memory, the feedback is an average that shares its past with what
-        the network was trained on, so that noise can gain too."""
+        """Metrics of targets made before this feedback: their gain in value over one-hot targets
+        (to first order, if the alignment is not linear), and the rule's own. With a memory, the
+        feedback is an average that shares its past with what the network was trained on, so that
+        noise can gain too."""
         targets = detached(targets)
         return {
             "gain": float(distributed.total((targets.mass * values).sum() - values[:, 0].sum())),
-            "value_baseline": float(distributed.total(values[:, 0].sum())),
+            "value_baseline": mean_value(of_candidates),
             **self.rule.metrics(candidates, targets, values),
             **self.learning.reliability.metrics(),
         }
@@ -224,10 +238,12 @@ class FieldDesigner(HiddenDesigner):
         """Takes ``updates`` regression steps on exact values, of this batch first, then of
         remembered ones."""
         candidates = self.rule.probe(context)
-        gradient = self.control_gradient(value_of.each(context, candidates))
+        estimates = value_of.each(context, candidates)
+        gradient = self.control_gradient(estimates)
         values = self.rule.values(candidates, gradient)
         predicted = self.score(candidates)[0].detach()  # before training on this batch
-        metrics = self.gain(candidates, self._shape(candidates, predicted), gradient)
+        targets = self._shape(candidates, predicted)
+        metrics = self.gain(candidates, targets, gradient, estimates)
         metrics["correlation"] = correlation(predicted, values)
         present = ScorerInputs.of(candidates, standardised(values))
         batches = [present, *reversed(self.remembered)]

@@ -1,10 +1,10 @@
 """Rules that turn the values of candidates into the learner's targets (see
 :class:`vpretrain.method.exact.Rule`).
 
-All are linear control surfaces: the value of the task is the sum of mass times ``dV/d mass``. The
-*value of a token*, ``s_t(v)``, is ``dV/d mass_t(v)`` where all tokens have the same share in the
-loss; it is large if training on the token lowers the feedback loss. Values of zero give one-hot
-targets of weight 1. Shapes: N predicted tokens of the batch, K candidates.
+All are linear control surfaces: along a fixed direction the value of the task is the sum of mass
+times ``dV/d mass``. The *value of a token*, ``s_t(v)``, is ``dV/d mass_t(v)`` where all tokens have
+the same share in the loss; it is large if training on the token lowers the feedback loss. Values of
+zero give one-hot targets of weight 1. Shapes: N predicted tokens of the batch, K candidates.
 """
 
 from __future__ import annotations
