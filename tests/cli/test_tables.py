@@ -47,10 +47,10 @@ def test_a_verdict_that_held_out_items_took_back_says_why():
     }
     torn, alike = verdicts(table)
     assert torn == (
-        "torn: not told apart from onehot in test/nll (p = 0.002, Holm): seeds differ by more than "
+        "torn: undecided against onehot in test/nll (p = 0.002, Holm): seeds differ by more than "
         "chance, held-out items do not bear it out"
     )
-    assert alike == "alike: not told apart from onehot in test/nll (p = 0.3, Holm)"
+    assert alike == "alike: undecided against onehot in test/nll (p = 0.3, Holm)"
 
 
 def test_an_arm_without_a_score_is_a_dash_and_has_no_verdict():

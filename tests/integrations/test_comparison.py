@@ -53,7 +53,7 @@ def test_arms_are_compared_over_seeds_and_rows(
     given = dict(seeds=2, answer=r"= ([\d ]+)", new_tokens=4, out=out)
     table = compare_arms(make, held_out, **given)
     said = capsys.readouterr().out
-    assert "step 0" in said and "token_weights: not told apart from onehot" in said
+    assert "step 0" in said and "token_weights: undecided against onehot" in said
     assert "Whether your examples helped is not decided" in said.replace("\n", " ")
     assert "one seed decides nothing" not in said
     assert [(run["arm"], run["seed"], run["steps"]) for run in table["runs"]] == [

@@ -355,7 +355,7 @@ def test_a_long_run_is_said_with_a_shorter_one():
 
     assert lines(None)[0] == "no problem found" and len(lines(None)) == 2
     assert lines(None, 9.0, 30.0)[1].endswith(
-        "9 s a look at the examples (a meta step) and 30 s a look at the held-out rows"
+        "add 9 s for each meta step and 30 s for each evaluation"
     )
     assert lines(FirstLook("budget.steps=9", 300.0, 580.0))[2:] == [
         "that is long: for a first look of about 5 min add",

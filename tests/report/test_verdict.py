@@ -34,7 +34,7 @@ def test_better_is_said_where_the_statistics_say_it_and_nowhere_else(section: Se
     assert text == (
         "In test/nll over 3 seeds, closed_form is better than onehot by 0.200 (difference "
         "between −0.300 and −0.100 at "
-        "95%; p = 0.003, Holm) while random_feedback is not told apart from onehot."
+        "95%; p = 0.003, Holm) while random_feedback is undecided against onehot."
     )
 
 

@@ -16,6 +16,7 @@ from vpretrain.run.launch import train_one
 from vpretrain.run.modalities import MODALITIES
 from vpretrain.run.resources import (
     available_memory_bytes,
+    kept_for_backward,
     memory_shortage,
     shortages,
 )
@@ -99,6 +100,15 @@ def test_a_batch_that_can_fit_nowhere(machine):
     machine(1600 + 100 * 8 * 2 * 4, 10**6)
     assert places(model, tokens=100) == []
     assert places(model, tokens=101) == ["memory"]
+
+
+def test_what_a_pass_keeps_is_counted_once_and_without_weights():
+    """The rows, and what the first layer makes of them: the rectifier's output is kept by two."""
+    layers = torch.nn.Linear(9, 10), torch.nn.ReLU(inplace=True), torch.nn.Linear(10, 5)
+    model, rows = torch.nn.Sequential(*layers), torch.randn(4, 9)
+    assert kept_for_backward(model, lambda: model(rows)) == 4 * (4 * 9 + 4 * 10)
+    model.requires_grad_(False)
+    assert kept_for_backward(model, lambda: model(rows)) == 0
 
 
 def test_what_processes_share_out_is_counted_in_parts(machine, monkeypatch):

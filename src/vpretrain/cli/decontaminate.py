@@ -54,7 +54,9 @@ def decontaminate(
     columns: Annotated[
         list[str] | None,
         typer.Option(
-            "--columns", metavar="NAME...", help="Of the protected rows; default all text."
+            "--columns",
+            metavar="NAME...",
+            help="Columns of the protected rows to compare; default: all with text.",
         ),
     ] = None,
     document: Annotated[
@@ -100,7 +102,7 @@ def decontaminate(
 def _say_summary(console: Console, summary: Any, document: str) -> None:
     fraction = summary.removed / summary.rows
     removed = f"{summary.removed:,} removed ({fraction:.3%})"
-    say(console, f"{summary.rows:,} rows, {removed}, against {summary.protected:,} texts")
+    say(console, f"{summary.rows:,} rows, {removed}, against {summary.protected:,} protected texts")
     if summary.unprotected:
         say(
             console,

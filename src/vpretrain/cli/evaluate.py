@@ -55,7 +55,7 @@ def evaluate(
     model: Model,
     tasks: Tasks,
     data_root: DataRoot = None,
-    limit: Annotated[int | None, _option("The first so many problems of each task.", 1)] = None,
+    limit: Annotated[int | None, _option("Only the first N problems of each task.", 1)] = None,
     samples: Annotated[int, _option("Completions of each problem, for Pass@k.", 1)] = 1,
     temperature: Annotated[float, _option("0 is greedy.", 0)] = 0.0,
     new_tokens: Annotated[int | None, _option("Longest completion; default by task.", 1)] = None,

@@ -50,9 +50,7 @@ def init(
     ] = None,
     evaluation: Annotated[
         str | None,
-        typer.Option(
-            help="What is measured on, likewise; default: the last quarter of the feedback or more."
-        ),
+        typer.Option(help="Held-out rows; default: the last quarter of the feedback rows or more."),
     ] = None,
     stream_columns: Columns = None,
     feedback_columns: Columns = None,

@@ -29,7 +29,7 @@ def profile(
     as_json: Json = False,
 ) -> None:
     """What steering costs: tokens a second, peak memory and FLOPs of arms in turn, where the time
-    goes, what it should be."""
+    goes, and the cost predicted from the shapes."""
     from vpretrain.cli.tables import profile_tables
     from vpretrain.run.modalities import MODALITIES
     from vpretrain.studies.profile import profile as measure

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from vpretrain.cli import shell
-from vpretrain.cli.shell import Json, Out, Overrides, RecipeName, say
+from vpretrain.cli.shell import Json, Overrides, RecipeName, say
 from vpretrain.config.recipe import listing
 from vpretrain.system.errors import user_error
 
@@ -34,7 +34,12 @@ def check(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False
 
 @app.command(short_help="Makes the model that `learner.prepare` describes.")
 def prepare(
-    recipe: RecipeName, overrides: Overrides = None, out: Out = None, as_json: Json = False
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, shell.out_option("Folder for the checkpoint; default: the cache.")
+    ] = None,
+    as_json: Json = False,
 ) -> None:
     """Makes the checkpoint that a recipe's `learner.prepare` describes (tokenizer and model, from
     its stream)."""

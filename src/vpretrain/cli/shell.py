@@ -52,7 +52,7 @@ def out_option(meaning: str, metavar: str = "PATH") -> Any:
     return typer.Option("--out", parser=_out, metavar=metavar, help=meaning)
 
 
-Out = Annotated[Path | None, out_option("Folder for the results; default runs/NAME.")]
+Out = Annotated[Path | None, out_option("Folder for the results; default: one in runs/.")]
 
 
 def resolved_recipe(recipe: str, overrides: list[str] | None) -> Recipe:

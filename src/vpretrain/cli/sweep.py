@@ -19,7 +19,7 @@ def sweep(
     overrides: Overrides = None,
     trials: Annotated[
         int,
-        typer.Option(min=1, max=100_000, help="In all, those that are there already among them."),
+        typer.Option(min=1, max=100_000, help="Total number of trials, finished ones included."),
     ] = 20,
     jobs: Annotated[
         int, typer.Option(min=1, help="Trials at a time, in processes of their own.")

@@ -98,7 +98,7 @@ def verdicts(table: dict[str, Any]) -> Iterator[str]:
     pairs = {arm: each[metric] for arm, each in table["paired"].items() if metric in each}
     for arm, pair in pairs.items():
         undecided = pair["verdict"] == "undecided"
-        relation = "not told apart from" if undecided else f"{pair['verdict']} than"
+        relation = "undecided against" if undecided else f"{pair['verdict']} than"
         p = "" if pair["p_holm"] is None else f" (p = {pair['p_holm']:.2g}, Holm)"
         line = f"{arm}: {relation} {baseline} in {metric}{p}"
         by_seeds_alone = decided_by_seeds_alone(
@@ -130,10 +130,9 @@ def examined_lines(result: Examined, *, first_look: bool = True) -> Iterator[str
     on_top = "steering, feedback and evaluation come on top"
     if need.meta_seconds is not None and need.evaluation_seconds is not None:
         meta, evaluation = duration(need.meta_seconds), duration(need.evaluation_seconds)
-        on_top = f"on top come {meta} a look at the examples (a meta step) and {evaluation} a look "
-        on_top += "at the held-out rows"
+        on_top = f"add {meta} for each meta step and {evaluation} for each evaluation"
     yield (
-        f"one run takes about {memory} of memory, {disk} of disk{time} (a forward pass took "
+        f"one run takes {memory} of memory or more, {disk} of disk{time} (a forward pass took "
         f"{need.forward_seconds:.2g} s); {on_top}"
     )
     if first_look and (look := need.first_look):

@@ -85,7 +85,7 @@ def fit(model: Any, window: int, available: int | None) -> Fit:
 
 
 RECIPE = """\
-# vpretrain compare {out} --arms onehot,token_weights,fixed_random_direction
+# vpretrain compare {out} --arms onehot,token_weights,document_weights,fixed_random_direction
 #
 # Written by `vpretrain init`. `vpretrain check {out}` says what is wrong with it, `vpretrain train
 # {out}` makes one run. Every key with its value stands in `recipe.yaml` in the folder of a run.

@@ -61,7 +61,7 @@ class Selector(ABC, Generic[BatchT, ContextT]):
                 every feedback batch, at other steps along their mean.
             meta_step: whether this is a meta step.
             used: whether the choice is trained on. At a meta step a choice is made even while
-                steering is off, for its ``gain`` alone; nothing is then consumed or counted.
+                steering is off, for its ``gain`` alone: nothing of it is then counted or used up.
         """
 
     def state_dict(self) -> State:

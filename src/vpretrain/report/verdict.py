@@ -119,7 +119,7 @@ def verdict(section: Section) -> Markup:
         if kind == "undecided" and not clauses:
             return joined(where, _undecided(judged, baseline))
         if group:
-            relation = "not told apart from" if kind == "undecided" else tag("em", f"{kind} than")
+            relation = "undecided against" if kind == "undecided" else tag("em", f"{kind} than")
             figures = "" if kind == "undecided" else _how(section, group)
             clauses.append(
                 joined(_names(group), _is(group), relation, " ", name(baseline), figures)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from vpretrain.config.recipe import Checkpoint, Recipe
 from vpretrain.system.distributed import launched, processes
@@ -95,6 +96,26 @@ def memory_needed(
         # The copy that one process writes while training continues; it is in host memory.
         needed += (3 + followers) * trained // processes()
     return needed
+
+
+def kept_for_backward(model: nn.Module, forward: Callable[[], object]) -> int:
+    """Returns the bytes that a forward pass keeps for its backward pass, besides parameters and
+    buffers.
+
+    The pass runs once, and nothing is kept meanwhile, so that it needs no more memory than one
+    without gradients.
+    """
+    own = {StorageWeakRef(t.untyped_storage()) for t in (*model.parameters(), *model.buffers())}
+    sizes: dict[StorageWeakRef, int] = {}
+
+    def count(tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if (reference := StorageWeakRef(storage)) not in own:
+            sizes[reference] = storage.nbytes()
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda nothing: nothing):
+        forward()
+    return sum(sizes.values())
 
 
 def disk_shortage(

@@ -12,7 +12,7 @@ import torch
 from vpretrain.config.recipe import Recipe, load
 from vpretrain.run.modalities import MODALITIES, SCHEMAS
 from vpretrain.run.parts import FEW_ROWS, AnyParts, Reads
-from vpretrain.run.resources import disk_needed, memory_needed, smaller
+from vpretrain.run.resources import disk_needed, kept_for_backward, memory_needed, smaller
 from vpretrain.run.tracking import missing
 from vpretrain.system.errors import Problem, UserError
 from vpretrain.system.memory import out_of_memory
@@ -43,7 +43,8 @@ class Needs:
     """Estimated needs of one run.
 
     Args:
-        memory_bytes: lower bound; designer, feedback and activations within blocks are not counted.
+        memory_bytes: lower bound, of weights, gradient, Adam's moments and what a forward pass
+            keeps; designer, feedback, and what the libraries keep for themselves are not counted.
         disk_bytes: upper bound for the run folder.
         seconds: training time, settling included, without steering and evaluation; None if the
             budget does not determine it.
@@ -70,9 +71,9 @@ def needs(recipe: Recipe, parts: AnyParts, reads: Reads | None = None) -> Needs:
         torch.set_num_threads(recipe.threads)
     learner: Any = recipe.learner
     batch = next(parts.stream)
+    model = parts.learner.model
     started = synchronized_now()
-    with torch.no_grad():
-        parts.learner.forward(batch)
+    activations = kept_for_backward(model, lambda: parts.learner.forward(batch))
     forward = synchronized_now() - started
     budget, accumulate = recipe.budget, learner.accumulate
     step = 3 * forward * accumulate  # backward costs twice the forward pass
@@ -82,9 +83,8 @@ def needs(recipe: Recipe, parts: AnyParts, reads: Reads | None = None) -> Needs:
         limits.append(step * budget.steps + settling)
     if budget.tokens is not None:
         limits.append(step * budget.tokens / (batch.tokens * accumulate) + settling)
-    model = parts.learner.model
     estimate = Needs(
-        memory_needed(model, recipe.checkpoint, tokens=batch.tokens, followers=parts.followers),
+        memory_needed(model, recipe.checkpoint, followers=parts.followers) + activations,
         disk_needed(model, recipe.checkpoint, followers=parts.followers),
         min(limits) if limits else None,
         forward,

@@ -351,3 +351,16 @@ def test_signs_of_collapse_stay_while_the_halves_disagree(materials, monkeypatch
     for _ in range(3):
         step.take(draw(), 0.0)
         assert step.meta.collapse.signs
+
+
+def test_a_choice_that_is_not_trained_on_takes_no_rounds_and_draws_nothing(monkeypatch):
+    """While steering is off, its gain alone is of use, and the penalty's rounds cost passes."""
+    learner = tiny_learner(dtype=torch.float64)
+    drawn = [packed_batch(seed, rows=3) for seed in (1, 2, 3, 4)]
+    selector = selector_of(learner, weight=3.0, rounds=2)
+    estimator, before = estimator_of(learner, downstream(learner)), selector.generator.get_state()
+    monkeypatch.setattr(DocumentSelector, "_similarity", None)
+    monkeypatch.setattr(selector.ranking, "order", None, raising=False)
+    chosen = selector.select(drawn, estimator, meta_step=True, used=False)
+    assert torch.equal(selector.generator.get_state(), before)
+    assert len(chosen.batches) == 2 and not selector.drawn_of

@@ -160,7 +160,11 @@ class DocumentSelector(Selector[TokenBatch, Context]):
         with evaluating(self.learner.model):
             tasks = self.one_hot_tasks(drawn) if self.ranking.uses_values else []
             values = self.values(pool, tasks, value_of)
-            chosen = self._chosen(pool, tasks, values.mean(dim=0), value_of)
+            chosen = (
+                self._chosen(pool, tasks, values.mean(dim=0), value_of)
+                if used
+                else self._best(pool, values.mean(dim=0))
+            )
         batches, placed = pool.batches(chosen, count=len(drawn) // self.draws, share=1 / self.draws)
         metrics = self._metrics(pool.documents, placed, values.mean(dim=0)) if used else Metrics()
         if len(values) > 1:
@@ -183,6 +187,10 @@ class DocumentSelector(Selector[TokenBatch, Context]):
         by_batch = [value_of.each(task.context, task) for task in tasks]
         by_feedback = zip(*by_batch, strict=True)
         return torch.stack([_pooled(pool, tasks, estimates) for estimates in by_feedback])
+
+    def _best(self, pool: Pool, values: Tensor) -> list[int]:
+        """Indices of the documents of the highest values, as many as a step takes."""
+        return pool.filled([], values.argsort(descending=True).tolist(), 1 / self.draws)
 
     def _chosen(
         self,
