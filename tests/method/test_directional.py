@@ -12,7 +12,8 @@ from vpretrain.method.directional import (
     double_backward,
     forward_mode,
 )
-from vpretrain.method.estimators import CentralDifference, OneSidedDifference
+from vpretrain.method.estimators import central, one_sided
+from vpretrain.method.ways import Exact
 
 SIZE = 64
 
@@ -41,11 +42,13 @@ def test_the_step_that_is_measured_suits_model_and_direction(sharpness, spread):
     loss, parameters, controls = curved(sharpness)
     direction = {"w": torch.ones(SIZE) if spread else torch.eye(SIZE)[0]}
     exact = double_backward(loss, parameters, direction, [controls])
-    measured = CentralDifference()
+    measured = central()
     result = measured(loss, parameters, direction, [controls])
-    assert error(result, exact) <= 1e-3 and not measured.uses_fallback
+    assert error(result, exact) <= 1e-3 and not isinstance(measured.way, Exact)
     assert float(result.value) == pytest.approx(float(exact.value), rel=1e-3)
-    assert error(result, exact) <= 3 * measured.error + 1e-4, "the error that it reports is honest"
+    assert error(result, exact) <= 3 * measured.way.step.error + 1e-4, (
+        "the error that it reports is honest"
+    )
 
 
 def test_one_fixed_step_does_not():
@@ -67,14 +70,14 @@ def test_where_no_step_is_good_enough_another_estimator_takes_over(caplog):
     def rough(parameters):
         return (controls * (parameters["w"] + 1e-3 * torch.sin(1e5 * parameters["w"]))).sum()
 
-    estimator = CentralDifference()
+    estimator = central()
     result = estimator(rough, parameters, direction, [controls])
     exact = forward_mode(rough, parameters, direction, [controls])
-    assert estimator.uses_fallback and torch.equal(result.gradient[0], exact.gradient[0])
+    assert isinstance(estimator.way, Exact) and torch.equal(result.gradient[0], exact.gradient[0])
     assert "forward_mode" in caplog.text and estimator.metrics() == {}
-    smooth = CentralDifference()
+    smooth = central()
     smooth(loss, parameters, direction, [controls])
-    assert not smooth.uses_fallback, "the controls' gradient does not see a constant"
+    assert not isinstance(smooth.way, Exact), "the controls' gradient does not see a constant"
 
 
 @pytest.mark.parametrize("fault", [MemoryError(), RuntimeError("can't allocate memory")])
@@ -87,16 +90,16 @@ def test_where_the_other_estimator_does_not_fit_into_memory_the_best_step_stays(
     def rough(parameters):
         return (controls * (parameters["w"] + 1e-3 * torch.sin(1e5 * parameters["w"]))).sum()
 
-    estimator = CentralDifference(fallback)
+    estimator = central(fallback)
     given = rough, {"w": torch.ones(4)}, {"w": torch.ones(4)}, [controls]
     assert estimator(*given).gradient[0].isfinite().all()
-    assert not estimator.uses_fallback and estimator.step
+    assert not isinstance(estimator.way, Exact) and estimator.way.step.size
 
     def broken(*given):
         raise RuntimeError("shapes do not match")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        CentralDifference(broken)(*given)
+        central(broken)(*given)
 
 
 def test_a_step_whose_estimate_overflows_or_drowns_is_never_the_best():
@@ -110,24 +113,27 @@ def test_a_step_whose_estimate_overflows_or_drowns_is_never_the_best():
             return (controls * torch.ones(2)).sum()
         return (controls * parameters["w"]).sum()
 
-    estimator = CentralDifference(None)
+    estimator = central(None)
     result = estimator(loss, {"w": torch.ones(2)}, {"w": torch.ones(2)}, [controls])
     assert result.gradient[0].tolist() == pytest.approx([1, 1], rel=1e-3)
-    assert 2e-5 < estimator.step < 2e-3 and 0 < estimator.error < 1e-3
+    assert 2e-5 < estimator.way.step.size < 2e-3 and 0 < estimator.way.step.error < 1e-3
 
 
 def test_a_run_that_goes_on_keeps_its_step(monkeypatch):
     loss, parameters, controls = curved(1e2)
     direction = {"w": torch.eye(SIZE)[0]}
-    first, fresh = CentralDifference(), CentralDifference()
+    first, fresh = central(), central()
     first(loss, parameters, direction, [controls])
     fresh.load_state_dict(first.state_dict())
     one, other = (each(loss, parameters, direction, [controls]) for each in (first, fresh))
-    assert torch.equal(one.gradient[0], other.gradient[0]) and fresh.step == first.step > 0
+    assert (
+        torch.equal(one.gradient[0], other.gradient[0])
+        and fresh.way.step.size == first.way.step.size > 0
+    )
 
 
 def test_the_check_during_a_run_costs_two_passes_and_finds_a_model_that_has_changed(monkeypatch):
-    monkeypatch.setattr("vpretrain.method.estimators.CHECK_PERIOD", 4)
+    monkeypatch.setattr("vpretrain.method.ways.CHECK_PERIOD", 4)
     passes = 0
     loss, parameters, controls = curved(1.0)
 
@@ -137,17 +143,23 @@ def test_the_check_during_a_run_costs_two_passes_and_finds_a_model_that_has_chan
         return loss(point)
 
     direction = {"w": torch.eye(SIZE)[0]}
-    estimator = CentralDifference()
+    estimator = central()
     for _ in range(4):
         estimator(counted, parameters, direction, [controls])
-    before, passes = estimator.step, 0
+    before, passes = estimator.way.step.size, 0
     estimator(counted, parameters, direction, [controls])
-    assert passes == 4 and estimator.step == before, "the estimate, and one along a smaller step"
+    assert passes == 4 and estimator.way.step.size == before, (
+        "the estimate, and one along a smaller step"
+    )
     for _ in range(3):
         estimator(counted, parameters, direction, [controls])
     loss, parameters, controls = curved(1e3)
     estimator(counted, parameters, direction, [controls])
-    assert estimator.step < before and estimator.error < 0.01 and math.isfinite(estimator.error)
+    assert (
+        estimator.way.step.size < before
+        and estimator.way.step.error < 0.01
+        and math.isfinite(estimator.way.step.error)
+    )
 
 
 def test_central_difference_where_the_parameters_are_zero():
@@ -165,9 +177,9 @@ def test_central_difference_where_the_parameters_are_zero():
 @pytest.mark.parametrize("useless", [0.0, math.nan])
 def test_a_direction_that_says_nothing_settles_no_step(useless):
     loss, parameters, controls = curved(300.0)
-    estimator = CentralDifference()
+    estimator = central()
     estimator(loss, parameters, {"w": torch.full((SIZE,), useless)}, [controls])
-    assert not estimator.step
+    assert not estimator.way.step.size
     direction = {"w": torch.eye(SIZE)[0]}
     exact = double_backward(loss, parameters, direction, [controls])
     assert error(estimator(loss, parameters, direction, [controls]), exact) <= 1e-3
@@ -183,7 +195,7 @@ def one_sided_along(sharpness, direction):
         asked.append(point)
         return loss(point)
 
-    measured = OneSidedDifference()
+    measured = one_sided()
     given = counted, parameters, direction, [controls], lambda: loss(parameters)
     measured(*given)
     asked.clear()
@@ -194,10 +206,12 @@ def one_sided_along(sharpness, direction):
 @pytest.mark.parametrize("sharpness", [1.0, 30.0, 300.0])
 def test_one_sided_differences_take_one_pass_and_are_one_percent_off_at_most(sharpness):
     result, measured, exact, passes = one_sided_along(sharpness, {"w": torch.ones(SIZE)})
-    assert passes == 1 and not measured.central
+    assert passes == 1 and measured.way.name != "central_difference"
     assert error(result, exact) <= 1e-2
     assert float(result.value) == pytest.approx(float(exact.value), rel=1e-2)
-    assert error(result, exact) <= 3 * measured.error + 1e-3, "the error that it reports is honest"
+    assert error(result, exact) <= 3 * measured.way.step.error + 1e-3, (
+        "the error that it reports is honest"
+    )
 
 
 def test_where_one_side_is_not_enough_there_are_two():
@@ -208,22 +222,21 @@ def test_where_one_side_is_not_enough_there_are_two():
         return (controls * torch.exp(1e4 * (parameters["w"] - 1))).sum()
 
     parameters, direction = {"w": torch.ones(4)}, {"w": torch.ones(4)}
-    measured = OneSidedDifference()
+    measured = one_sided()
     result = measured(loss, parameters, direction, [controls], lambda: loss(parameters))
-    assert measured.central
+    assert measured.way.name == "central_difference"
     exact = double_backward(loss, parameters, direction, [controls])
     assert error(result, exact) <= 2e-2
-    again = OneSidedDifference()
+    again = one_sided()
     again.load_state_dict(measured.state_dict())
-    assert again.central and again.step == measured.step
+    assert again.way.name == "central_difference" and again.way.step.size == measured.way.step.size
 
 
 def test_without_the_learners_own_pass_differences_are_central():
     loss, parameters, controls = curved(30.0)
     direction = {"w": torch.ones(SIZE)}
     one, other = (
-        each(loss, parameters, direction, [controls])
-        for each in (OneSidedDifference(), CentralDifference())
+        each(loss, parameters, direction, [controls]) for each in (one_sided(), central())
     )
     assert torch.equal(one.gradient[0], other.gradient[0])
 
@@ -232,12 +245,12 @@ def test_a_step_measured_for_one_side_does_not_serve_two():
     """A designer may value one task beside the learner's pass and another without it."""
     loss, parameters, controls = curved(30.0)
     given = loss, parameters, {"w": torch.ones(SIZE)}, [controls]
-    mixed, central = OneSidedDifference(), CentralDifference()
+    mixed, two_sided = one_sided(), central()
     mixed(*given, lambda: loss(parameters))
-    assert not mixed.central
+    assert mixed.way.name != "central_difference"
     first, again = mixed(*given), mixed(*given, lambda: loss(parameters))
-    exact = central(*given)
-    assert mixed.step == central.step
+    exact = two_sided(*given)
+    assert mixed.way.step.size == two_sided.way.step.size
     assert torch.equal(first.gradient[0], exact.gradient[0])
     assert torch.equal(again.gradient[0], exact.gradient[0])
 
@@ -255,7 +268,7 @@ def narrow_estimate(sharpness, narrow=None):
     def rounded(point):
         return loss({name: value.bfloat16() for name, value in point.items()})
 
-    measured, direction = OneSidedDifference(), {"w": torch.ones(SIZE)}
+    measured, direction = one_sided(), {"w": torch.ones(SIZE)}
     given = counted, parameters, direction, [controls], None, narrow or rounded
     measured(*given)
     asked.clear()
@@ -265,12 +278,14 @@ def narrow_estimate(sharpness, narrow=None):
 
 def test_a_learner_in_a_narrow_dtype_is_valued_by_forward_mode_in_that_dtype():
     result, measured, exact, asked = narrow_estimate(30.0)
-    assert not measured.central and not asked
+    assert measured.way.name != "central_difference" and not asked
     assert 1e-4 <= error(result, exact) <= 2e-2, "rounded, and no more"
     assert measured.metrics()["estimator_error"] == pytest.approx(error(result, exact), rel=0.1)
-    again = OneSidedDifference()
+    again = one_sided()
     again.load_state_dict(measured.state_dict())
-    assert again.calls == measured.calls and not again.central
+    assert (
+        again.way.step.calls == measured.way.step.calls and again.way.name != "central_difference"
+    )
 
 
 def off_by_a_tenth(point):
@@ -285,7 +300,7 @@ def without_forward_mode(point):
 @pytest.mark.parametrize("narrow", [off_by_a_tenth, without_forward_mode])
 def test_where_the_narrow_dtype_does_not_serve_differences_are_central(narrow):
     result, measured, exact, asked = narrow_estimate(30.0, narrow)
-    assert measured.central and len(asked) == 2
+    assert measured.way.name == "central_difference" and len(asked) == 2
     assert error(result, exact) <= 1e-3
 
 
@@ -302,12 +317,12 @@ def test_the_learners_own_reason_for_no_forward_mode_is_told():
 
 def test_a_batch_that_is_not_finite_does_not_decide_how_values_are_taken():
     loss, parameters, controls = curved(30.0)
-    measured, direction = OneSidedDifference(), {"w": torch.ones(SIZE)}
+    measured, direction = one_sided(), {"w": torch.ones(SIZE)}
 
     def broken(point):
         return loss(point) * math.nan
 
     measured(broken, parameters, direction, [controls], None, broken)
-    assert not measured.central and measured.calls == 0
+    assert measured.way.name != "central_difference" and measured.way.step.calls == 0
     measured(loss, parameters, direction, [controls], None, loss)
-    assert not measured.central and measured.calls == 1
+    assert measured.way.name != "central_difference" and measured.way.step.calls == 1

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from vpretrain.method.estimators import LEAVE_ABOVE
+from vpretrain.method.ways import LEAVE_ABOVE
 from vpretrain.report.formatting import many
 from vpretrain.run.resources import readable_size
 from vpretrain.run.scores import MEANINGS

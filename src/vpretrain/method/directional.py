@@ -145,7 +145,7 @@ def central_difference(
         controls: the tensors that the loss closes over.
         relative_step: norm of the perturbation divided by the norm of S; None:
             :data:`RELATIVE_STEP`, which does not suit every model
-            (:mod:`vpretrain.method.estimators` measures one).
+            (:mod:`vpretrain.method.ways` measures one).
     """
     if not (epsilon := _epsilon(parameters, direction, relative_step)):
         return _zero_estimate(direction, controls)

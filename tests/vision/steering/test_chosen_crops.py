@@ -10,7 +10,7 @@ import torch
 from tests.vision.conftest import tiny_recipe, trained
 from vpretrain.method import vectors
 from vpretrain.method.directional import double_backward
-from vpretrain.method.estimators import OneSidedDifference
+from vpretrain.method.estimators import one_sided
 from vpretrain.method.value import Alignment
 from vpretrain.method.value_estimator import ValueEstimator
 from vpretrain.studies.doctor import doctor
@@ -101,7 +101,7 @@ def test_one_candidates_graph_is_in_memory_at_a_time(parts, monkeypatch):
         return scores
 
     monkeypatch.setattr(learner, "_student_logits", watched)
-    value_of = valued(learner, estimator=OneSidedDifference())
+    value_of = valued(learner, estimator=one_sided())
     parts.designer.selector.select([next(parts.stream)], value_of, meta_step=True, used=True)
     assert len(passes) == 3
 
