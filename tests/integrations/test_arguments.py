@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from datasets import Dataset, DatasetDict
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from torch.utils.data import IterableDataset
 from transformers import DataCollatorForLanguageModeling
@@ -239,7 +240,8 @@ def test_feedback_that_is_trained_on_is_refused(tmp_path, feedback, stream, capl
             yield from stream
 
     made(tmp_path, feedback, feedback, steering={"search_train": False})
-    made(tmp_path, feedback, stream, more={"eval_dataset": {"same": feedback}})
+    held_out = DatasetDict({"same": Dataset.from_list(feedback)})
+    made(tmp_path, feedback, stream, more={"eval_dataset": held_out})
     assert "40 of 40 rows are also in eval_dataset same" in caplog.text
     made(tmp_path, feedback, Endless())  # cannot be read beforehand: said, and not refused
     assert "whether feedback rows are in it is not known" in caplog.text

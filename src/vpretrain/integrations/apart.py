@@ -35,8 +35,8 @@ def search(feedback: Sequence[Document], train: Any, evaluation: Any, tokenizer:
         UserError: see :func:`check_apart`.
     """
     special = set(getattr(tokenizer, "all_special_ids", ()))
-    several = isinstance(evaluation, Mapping) and not hasattr(evaluation, "column_names")
-    for name, rows in evaluation.items() if several else [("", evaluation)]:
+    sets = evaluation.items() if isinstance(evaluation, Mapping) else [("", evaluation)]
+    for name, rows in sets:
         where = f"eval_dataset {name}".rstrip()
         try:
             found = None if rows is None else trained_on(rows, tokenizer, where)

@@ -99,12 +99,12 @@ class SteeredStep(Generic[BatchT, ContextT, TaskT]):
         # Decided before this step's gain is known, which can still change who makes the task.
         uses_selection = self.meta.steers(self.count)
         batch, selection = self._selected(drawn, timed, meta_due=meta_due, used=uses_selection)
-        for part in batch.weighted():
+        for number, part in enumerate(batch.weighted()):
             with timed("learner"):
                 context = self.learner.forward(part.batch)
             value_of = self.meta.value_estimator.on_part(part.fraction_of_batch)
             task = None
-            if meta_due and not losses:
+            if meta_due and number == 0:
                 with timed("meta"):  # step 2: phi moves, theta does not
                     learned, task = self.meta.learn(context, value_of, selection)
                 metrics |= learned

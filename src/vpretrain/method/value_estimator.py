@@ -83,26 +83,11 @@ class ValueEstimator(DirectedValue[ContextT], Generic[BatchT, ContextT, TaskT]):
         return self.alignment.linear
 
     def __call__(self, context: ContextT, task: Task) -> Estimate:
-        return self.along_mean(context, task)
+        return self.on_part()(context, task)
 
     def each(self, context: ContextT, task: Task) -> list[Estimate]:
-        """Returns the values along each feedback batch's own gradient, for a designer's update.
-
-        Raises:
-            NonFinite: a value or its gradient is not finite on some process, so that no designer
-                learns from it.
-        """
-        return self.each_on_part(context, task, 1.0)
-
-    def each_on_part(self, context: ContextT, task: Task, fraction: float) -> list[Estimate]:
-        """Returns :meth:`each` on part of a batch, see :meth:`on_part`."""
-        estimates = self.along(context, task, self.feedback_gradients, fraction)
-        sums = torch.stack(
-            [sum((g.sum() for g in estimate.gradient), estimate.value) for estimate in estimates]
-        )
-        if any(distributed.any_rank(not bool(sums.isfinite().all()))):
-            raise NonFinite("a value of the batch is not finite, and the designer did not learn")
-        return estimates
+        """Returns :meth:`PartValue.each` on the whole batch."""
+        return self.on_part().each(context, task)
 
     def on_part(self, fraction: float = 1.0) -> ValueFunction[ContextT]:
         """Returns a value function on part of a batch.
@@ -113,10 +98,6 @@ class ValueEstimator(DirectedValue[ContextT], Generic[BatchT, ContextT, TaskT]):
                 to this part's controls.
         """
         return PartValue(self, fraction)
-
-    def along_mean(self, context: ContextT, task: Task, fraction: float = 1.0) -> Estimate:
-        """Returns the value along the mean of the feedback gradients; see :meth:`on_part`."""
-        return self.along(context, task, [vectors.mean(self.feedback_gradients)], fraction)[0]
 
     def along(
         self,
@@ -209,10 +190,23 @@ class PartValue(ValueFunction[ContextT], Generic[ContextT, TaskT]):
         return self.whole.linear
 
     def __call__(self, context: ContextT, task: Task) -> Estimate:
-        return self.whole.along_mean(context, task, self.fraction)
+        mean = vectors.mean(self.whole.feedback_gradients)
+        return self.whole.along(context, task, [mean], self.fraction)[0]
 
     def each(self, context: ContextT, task: Task) -> list[Estimate]:
-        return self.whole.each_on_part(context, task, self.fraction)
+        """Returns the values along each feedback batch's own gradient, for a designer's update.
+
+        Raises:
+            NonFinite: a value or its gradient is not finite on some process, so that no designer
+                learns from it.
+        """
+        estimates = self.whole.along(context, task, self.whole.feedback_gradients, self.fraction)
+        sums = torch.stack(
+            [sum((g.sum() for g in estimate.gradient), estimate.value) for estimate in estimates]
+        )
+        if any(distributed.any_rank(not bool(sums.isfinite().all()))):
+            raise NonFinite("a value of the batch is not finite, and the designer did not learn")
+        return estimates
 
 
 def _within(context: Callable[[], AbstractContextManager[Any]], loss: Loss) -> Loss:

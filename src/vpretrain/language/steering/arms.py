@@ -18,6 +18,7 @@ from vpretrain.language.learner.causal import CausalLearner
 from vpretrain.language.learner.targets import check_count
 from vpretrain.method.reliability import Reliability
 from vpretrain.method.roles import AlignmentName, Designer
+from vpretrain.method.value import Alignment
 from vpretrain.system.errors import user_error
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ def designer_of(section: LanguageArm, site: Site) -> Designer:
 
 def check_alignment(section: LanguageArm, alignment: AlignmentName) -> None:
     """Rejects an alignment under which a designer's batches cannot be compared."""
-    if section.compares_batches and alignment in ("cosine", "lower_bound"):
+    if section.compares_batches and not Alignment(alignment).linear:
         message = (
             f"{section.kind} compares documents of several batches, and under this alignment each "
             "batch has another direction"
