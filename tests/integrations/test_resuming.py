@@ -76,7 +76,7 @@ def test_steering_begins_in_a_plain_checkpoint(path, tmp_path, feedback, stream,
     again = steered(tmp_path, feedback, stream, steering={"arm": "onehot"}, max_steps=4)
     again.train(resume_from_checkpoint=where)
     torch.testing.assert_close(dict(again.model.state_dict()), dict(plain.model.state_dict()))
-    onward = steered(tmp_path, feedback, stream, max_steps=4)
+    onward = steered(tmp_path, feedback, stream, steering={"meta_period": 8}, max_steps=4)
     onward.train(resume_from_checkpoint=where)
     assert "checkpoint-2 was made without steering: it begins here" in caplog.text
     assert len(onward.losses) == 2 and onward.steered_metrics["gain"] != 0
@@ -85,7 +85,7 @@ def test_steering_begins_in_a_plain_checkpoint(path, tmp_path, feedback, stream,
 def test_steering_begins_in_a_checkpoint_of_onehot(tmp_path, feedback, stream, caplog):
     saving = {"save_strategy": "steps", "save_steps": 2}
     steered(tmp_path, feedback, stream, steering={"arm": "onehot"}, max_steps=2, **saving).train()
-    onward = steered(tmp_path, feedback, stream, max_steps=4)
+    onward = steered(tmp_path, feedback, stream, steering={"meta_period": 8}, max_steps=4)
     onward.train(resume_from_checkpoint=True)
     assert "checkpoint-2 is of onehot, which uses no feedback: steering begins" in caplog.text
     assert len(onward.losses) == 2 and onward.steered_metrics["gain"] != 0

@@ -142,6 +142,7 @@ class HostedStep:
         context = self.learner.forward(part)
         if not self._prepared and self.meta.designer.uses_feedback:
             self.meta.feedback.prepare(self.learner)  # before the learner is steered
+            self._due = step > self.meta.start  # in a plain checkpoint, between two meta steps
         self._prepared = True
         if not self._begun or step != self.step:
             self._begun, self.step = True, step
