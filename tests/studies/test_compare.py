@@ -34,7 +34,7 @@ def without_times(table, seeds=(0, 1)):
 @pytest.fixture(scope="module", autouse=True)
 def uncounted():
     """What a step costs is made up, but where a test is about it."""
-    made_up = flops.Rehearsal({False: 1e6, True: 2e6}, 1 << 20)
+    made_up = flops.Rehearsal(flops.Cost(1e6, 1e6, 2e6), 1 << 20)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(comparison, "rehearse", lambda *given: made_up)
         yield

@@ -254,11 +254,17 @@ def test_what_is_left_out_is_said(here):
     _, counts = documents_of(
         made.data.stream[0], result.stream["problems"], word_problems.tokenizer(), made.data
     )
-    doubt, heading, skipped, *few, dropped = notices(result, {"stream/problems": counts}, made.data)
+    said = notices(result, {"stream/problems": counts}, made.data)
+    warning, doubt, heading, skipped, *few, dropped = said
     assert "on_bad_row" in heading and f"{here}/stream.jsonl:13: this row is not JSON" in skipped
     assert dropped == "stream/problems: 12 of 12 rows left out: the prompt alone fills 2 tokens"
+    assert warning.startswith("warning: near-duplicates") and doubt.startswith("  data.stream.0")
     assert "vpretrain decontaminate" in doubt and f"{here}/stream.jsonl" in doubt
-    assert notices(read(recipe(here, "data.stream.0.rows.rows=12")), {}, made.data) == [doubt, *few]
+    assert notices(read(recipe(here, "data.stream.0.rows.rows=12")), {}, made.data) == [
+        warning,
+        doubt,
+        *few,
+    ]
     assert [line.partition(" rows")[0] for line in few] == [
         "warning: the feedback has 12",
         "warning: the evaluation has 12",
