@@ -182,6 +182,7 @@ def test_models_that_are_not_whole(call, here):
 @pytest.mark.parametrize(
     ("recipe", "expected"),
     [
+        ("recipes/language/gsm8k-small.yaml", ["no such recipe", "a folder of the repository"]),
         ("tny.yaml", ["no such recipe", "did you mean tiny.yaml?", "demo-language"]),
         ("demo-langage", ["did you mean demo-language?"]),
         ("data", ["this is a folder"]),

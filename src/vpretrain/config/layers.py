@@ -49,8 +49,8 @@ def find(source: str | Path, where: str, names: Names, beside: Path = Path()) ->
     near = beside_it | {name: name for name in names}
     close = difflib.get_close_matches(path.name.removesuffix(".yaml"), near, n=1)
     hint = f"; did you mean {near[close[0]]}?" if close else ""
-    if path.parts[:1] == ("recipes",):
-        hint = "; it is in the repository, not in the package"
+    if path.parts[:1] == ("recipes",) and not path.parent.is_dir():
+        hint = "; recipes/ is a folder of the repository, not of the package"
     if "=" in text:
         hint = "; the recipe comes first, overrides come after it"
     listed = ", ".join(names) or "(there are none)"
