@@ -45,16 +45,8 @@ def token_batch(inputs: Mapping[str, Any]) -> TokenBatch:
     mask = torch.ones_like(ids)
     if "attention_mask" in inputs:
         mask = _rows(inputs, "attention_mask", ids.shape)
-    marks = inputs.keys() & _OTHER_MARKS
-    if bool((mask > 1).any()):
-        marks |= {"attention_mask that numbers documents"}
-    if "position_ids" not in inputs and marks:
-        raise user_error(
-            "data_collator: position_ids",
-            "packed documents are told apart by position_ids alone; let the collator return them",
-            value=", ".join(sorted(marks)),
-            accepted="DataCollatorWithFlattening(return_position_ids=True, ...)",
-        )
+    if "position_ids" not in inputs:
+        _check_unmarked(inputs, mask)
     # A stable sort moves padding to the end of the row and keeps the order of the tokens.
     order = (mask == 0).to(torch.uint8).argsort(dim=1, stable=True)
     ids, labels, real = (tensor.gather(1, order) for tensor in (ids, labels, mask != 0))
@@ -85,6 +77,21 @@ def token_batch(inputs: Mapping[str, Any]) -> TokenBatch:
             Document((), (), f"train_dataset:{place}", "train_dataset") for place in range(count)
         ),
     )
+
+
+def _check_unmarked(inputs: Mapping[str, Any], mask: Tensor) -> None:
+    """Rejects documents that are packed into a row and told apart by something else than
+    positions."""
+    marks = inputs.keys() & _OTHER_MARKS
+    if bool((mask > 1).any()):
+        marks |= {"attention_mask that numbers documents"}
+    if marks:
+        raise user_error(
+            "data_collator: position_ids",
+            "packed documents are told apart by position_ids alone; let the collator return them",
+            value=", ".join(sorted(marks)),
+            accepted="DataCollatorWithFlattening(return_position_ids=True, ...)",
+        )
 
 
 def _rows(inputs: Mapping[str, Any], name: str, like: torch.Size | None = None) -> Tensor:

@@ -118,6 +118,7 @@ designer:
   kind: token_weights
   tilt: 0.4  # weight per deviation of a token's value; up to 1.5 on a stream full of errors
 designers:  # keys of other arms, for `compare --arms`
+  document_weights: {{tilt: 1.5}}
   closed_form: {{candidates: {candidates}}}
   ascent: {{candidates: {candidates}}}
   field: {{candidates: {candidates}}}
