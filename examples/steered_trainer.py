@@ -25,6 +25,6 @@ trainer = SteeredTrainer(
     [{"input_ids": ids} for ids in tokenizer(texts)["input_ids"]],
     processing_class=tokenizer,
     feedback_dataset=rows,
-    steering=Steering(arm="token_weights", meta_period=4),
+    steering=Steering(arm="document_weights", meta_period=4),
 )
 trainer.train()

@@ -67,8 +67,9 @@ def test_a_key_of_steering_is_named_with_what_it_takes(keys, said):
 @pytest.mark.parametrize(
     ("keys", "kind"),
     [
-        ({"tilt": 0.6}, "token_weights"),
-        ({"designer": {"tilt": 0.6}}, "token_weights"),
+        ({"tilt": 0.6}, "document_weights"),
+        ({"arm": "token_weights", "tilt": 0.6}, "token_weights"),
+        ({"designer": {"tilt": 0.6}}, "document_weights"),
         ({"arm": "document_weights", "designer": {"tilt": 0.6}}, "document_weights"),
         ({"designer": {"kind": "document_weights", "tilt": 0.6}}, "document_weights"),
     ],

@@ -48,7 +48,7 @@ def compare_arms(
     make: Make,
     held_out: Iterable[Mapping[str, Any]],
     *,
-    arms: Sequence[str] = ("onehot", "token_weights"),
+    arms: Sequence[str] = ("onehot", "document_weights"),
     seeds: int = 3,
     answer: str | None = None,
     new_tokens: int = 32,

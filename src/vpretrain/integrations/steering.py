@@ -21,7 +21,7 @@ from vpretrain.language.feedback.tasks import mislabelled
 from vpretrain.language.learner.causal import CausalLearner
 from vpretrain.language.recipe.learner import LearnerSection
 from vpretrain.language.steering.arms import ARMS, LanguageArm, Site
-from vpretrain.language.steering.rules import TokenWeightsArm
+from vpretrain.language.steering.rules import DocumentWeightsArm
 from vpretrain.method.reliability import Reliability
 from vpretrain.method.roles import Designer, Feedback
 from vpretrain.run.controls import controlled, shuffles_labels
@@ -61,8 +61,8 @@ class Steering(Value):
     They are the keys of a recipe's ``value`` section and of its designer, side by side, and those
     for arm, S and feedback.
 
-    The designer's keys are those of the arm's kind (``tilt`` of ``token_weights``); for arms that
-    replace the feedback, those of ``kind``. ``learning_rate`` is the designer's; the learner's
+    The designer's keys are those of the arm's kind (``tilt`` of ``document_weights``); for arms
+    that replace the feedback, those of ``kind``. ``learning_rate`` is the designer's; the learner's
     optimizer, schedule and clipping are the trainer's own.
 
     Raises:
@@ -70,9 +70,9 @@ class Steering(Value):
             incompatible keys.
     """
 
-    arm: str = "token_weights"
+    arm: str = "document_weights"
     """One of :data:`STEERING_ARMS`."""
-    designer: Annotated[LanguageArm, ARMS.by_kind] = TokenWeightsArm()
+    designer: Annotated[LanguageArm, ARMS.by_kind] = DocumentWeightsArm()
     """The designer's keys as one section; they can also be given side by side with the other
     keys.
     """

@@ -85,7 +85,7 @@ def fit(model: Any, window: int, available: int | None) -> Fit:
 
 
 RECIPE = """\
-# vpretrain compare {out} --arms onehot,token_weights,document_weights,fixed_random_direction
+# vpretrain compare {out} --arms onehot,document_weights,token_weights,fixed_random_direction
 #
 # Written by `vpretrain init`. `vpretrain check {out}` says what is wrong with it, `vpretrain train
 # {out}` makes one run. Every key with its value stands in `recipe.yaml` in the folder of a run.
@@ -94,7 +94,7 @@ RECIPE = """\
 # kind of text already; feedback and evaluation are about the same thing; then `designer.tilt`.
 modality: language
 description: {description}
-arm: token_weights  # tokens weighted by their value to the feedback; others: `vpretrain arms`
+arm: document_weights  # documents weighted by their value to the feedback; `vpretrain arms`: others
 budget: {{steps: 500}}  # learner steps; or tokens, seconds, flops: the first used up ends the run
 data:
   window_tokens: {window}  # length of a row of the stream; documents are packed into it
@@ -115,10 +115,10 @@ learner:
   # dtype: bfloat16  # on a GPU
   # lora: {{r: 8, alpha: 16}}  # adapters alone train
 designer:
-  kind: token_weights
-  tilt: 0.4  # weight per deviation of a token's value; up to 1.5 on a stream full of errors
+  kind: document_weights
+  tilt: 1.5  # c: a document's weight is from 0 to 1 + c before their mean is made 1; 0: plain
 designers:  # keys of other arms, for `compare --arms`
-  document_weights: {{tilt: 1.5}}
+  token_weights: {{tilt: 0.4}}
   closed_form: {{candidates: {candidates}}}
   ascent: {{candidates: {candidates}}}
   field: {{candidates: {candidates}}}

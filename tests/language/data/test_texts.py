@@ -19,9 +19,8 @@ from tests.language.data.small_recipe import (
     write,
 )
 from vpretrain.language.data import word_problems
-from vpretrain.language.data.rows import Encoded
 from vpretrain.language.data.stream import Source, Stream
-from vpretrain.language.data.texts import documents_of, notices, read, repeated
+from vpretrain.language.data.texts import documents_of, notices, read
 from vpretrain.language.modality import Materials
 from vpretrain.system.errors import UserError
 
@@ -345,15 +344,3 @@ def test_conversations_are_rows_of_a_recipe(here):
     assert "has to come last" in problems["feedback.jsonl:1"].message
     assert problems["feedback.jsonl:1"].value == "assistant, user"
     assert "the messages are a string" in problems["feedback.jsonl:2"].message
-
-
-def test_a_text_that_is_read_over_and_over_is_warned_of(here):
-    """1,000 steps of 2 x 48 tokens; the sources' documents are drawn equally often."""
-    counts = {
-        "stream/problems": Encoded(rows=12, documents=12, tokens=300),
-        "stream/prose": Encoded(rows=5, documents=4000, tokens=80_000),
-    }
-    (said,) = repeated(recipe(here, "budget.steps=1000"), counts)
-    assert "stream/problems: its 300 tokens are read about 178 times over" in said
-    assert list(repeated(recipe(here, "budget.steps=10"), counts)) == []
-    assert list(repeated(recipe(here, "budget={seconds: 9}", "budget.steps=null"), counts)) == []

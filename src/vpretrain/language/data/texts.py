@@ -155,32 +155,6 @@ def notices(texts: Texts, counts: Mapping[str, Encoded], data: Data) -> list[str
     return [*lines, *unfamiliar(counts)]
 
 
-MOST_PASSES = 4
-"""Number of passes over a text that are about as good as fresh text (Muennighoff et al. 2023,
-arXiv:2305.16264)."""
-
-
-def repeated(recipe: LanguageRecipe, counts: Mapping[str, Encoded]) -> Iterator[str]:
-    """Warnings for sources that the budget repeats more than ``MOST_PASSES`` times; none for a
-    budget in seconds or FLOPs. ``counts`` are those of :func:`notices`."""
-    data, budget = recipe.data, recipe.budget
-    step = data.batch_size * data.window_tokens * recipe.learner.accumulate
-    ends = [end for end in (budget.tokens, budget.steps and budget.steps * step) if end]
-    sources = [(source, counts[f"stream/{source.name}"]) for source in data.stream]
-    sources = [(source, count) for source, count in sources if count.documents]
-    drawn = sum(s.weight * count.tokens / count.documents for s, count in sources)
-    if not ends or not data.packing or not drawn:  # unpacked rows are not filled
-        return
-    for source, count in sources:
-        times = min(ends) * source.weight / drawn / count.documents
-        if times > MOST_PASSES:
-            yield (
-                f"warning: stream/{source.name}: its {count.tokens:,} tokens are read about "
-                f"{times:.0f} times over in this run, and more than {MOST_PASSES} times a text "
-                "teaches little that is new: give more text, or a smaller budget"
-            )
-
-
 def unfamiliar(counts: Mapping[str, Encoded]) -> Iterator[str]:
     """One warning that names all sets with many unknown tokens, if there are any."""
     shares = {name: share for name, count in counts.items() if (share := count.unfamiliar())}

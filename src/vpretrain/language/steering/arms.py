@@ -158,7 +158,7 @@ class TiltArm(LanguageArm):
 ARMS: Arms[LanguageArm] = Arms(
     LanguageArm,  # type: ignore[type-abstract]  # base class of all kinds, never instantiated
     baseline="onehot",
-    default="token_weights",
+    default="document_weights",
 )
 """The language designers and their arms."""
 DEMO = ("onehot", "document_weights", "token_weights", "fixed_random_direction")

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, PositiveFloat
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from vpretrain.language.learner.causal import Context
@@ -223,6 +223,10 @@ def sources_of(context: Context) -> tuple[Tensor, list[str]]:
     "each document weighted by the mean value of its tokens to the examples (not from the paper)",
 )
 class DocumentWeightsArm(TiltArm):
+    tilt: NonNegativeFloat = 1.5
+    """c: maximum change of a document's weight, reached at 3 standard errors between its mean value
+    and the batch's."""
+
     cost = Cost(exact=True, weighted=True)
 
     def build(self, site: Site) -> ExactDesigner:
