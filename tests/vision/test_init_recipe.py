@@ -176,3 +176,13 @@ def test_lines_are_short_but_for_the_names_of_files(folder: Path) -> None:
     masks(folder, 0, 1)
     text, _ = written(folder)
     assert max(len(line.replace(str(folder), "")) for line in text.splitlines()) <= 100
+
+
+def test_views_are_no_larger_than_224_pixels(folder: Path) -> None:
+    """DINOv2's checkpoints are for pictures of 518."""
+    masks(folder, 0, 1)
+    config = json.loads((folder / "vit/config.json").read_text()) | {"image_size": 518}
+    (folder / "vit/config.json").write_text(json.dumps(config))
+    _, recipe = written(folder)
+    assert recipe["learner"]["crops"]["global_size"] == 224
+    assert recipe["data"]["image_size"] == 256

@@ -1,5 +1,6 @@
 """Whole runs on tiny backbones: the information bottlenecks, the baselines, and the studies."""
 
+import copy
 import json
 from dataclasses import replace
 
@@ -266,3 +267,45 @@ def test_doctor_finds_every_estimator_right(kind):
 
 def test_the_demo_shows_the_baseline_first():
     assert DEMO[0] == next(iter(ARMS.all)) == "plain" and set(DEMO) <= set(ARMS.all)
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_settling_moves_nothing_of_the_learner(kind, materials):
+    recipe = tiny_recipe("arm=plain", kind=kind)
+    parts = Vision().build(recipe, materials[kind])
+    before = copy.deepcopy([parts.learner.state_dict(), parts.learner.model.state_dict()])
+    new_step(recipe, parts)(next_batches(parts.stream, 1), 0.0)
+    for was, now in zip(
+        before, (parts.learner.state_dict(), parts.learner.model.state_dict()), strict=True
+    ):
+        torch.testing.assert_close(now, was, rtol=0, atol=0)
+
+
+def test_with_wrong_labels_the_held_out_heads_are_those_of_every_arm(materials):
+    """They learn true labels from the learner as it begins, and not where it has got to."""
+    states = []
+    for arm in ("ascent", "shuffled_feedback"):
+        fresh = modality.Materials(materials["dino"].location, materials["dino"].sets)
+        parts = Vision().build(tiny_recipe(f"arm={arm}"), fresh)
+        with torch.no_grad():
+            for parameter in parts.learner.aligned.values():
+                parameter.mul_(2.0)
+        states.append(parts.held_out_loss.feedback.state_dict())
+    torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "name"),
+    [
+        ("dino", "learner.error=squared", "error"),
+        ("dino", "learner.predictor.depth=2", "predictor"),
+        ("ijepa", "learner.centering=sinkhorn", "centering"),
+    ],
+)
+def test_keys_that_this_kind_of_learner_does_not_read_are_warned_of(kind, key, name):
+    warnings = Vision().load(tiny_recipe(key, kind=kind)).sets.warnings
+    said = {each.where: each.message for each in warnings}
+    assert f"kind {kind} does not read this key" in said[f"learner.{name}"]
+    assert f"learner.{name}" not in {
+        each.where for each in Vision().load(tiny_recipe(kind=kind)).sets.warnings
+    }

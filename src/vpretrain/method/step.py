@@ -122,7 +122,8 @@ class SteeredStep(Generic[BatchT, ContextT, TaskT]):
             metrics |= self.meta.alignment_metrics()
         with timed("learner"):
             metrics |= self._descend(torch.stack(losses).sum(), learning_rate)
-            self.learner.after_step(progress)
+            if learning_rate:  # a settling step moves nothing of the learner
+                self.learner.after_step(progress)
         designer = self.meta.designer
         steers = self.meta.steers(self.count) if designer.selector is None else uses_selection
         seconds = {f"seconds_{name}": spent for name, spent in timed.seconds.items()}

@@ -65,5 +65,6 @@ def pretrain(
         nn.utils.clip_grad_norm_(parameters, how.clip_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        learner.after_step(progress)
+        if rate:
+            learner.after_step(progress)
         yield figure

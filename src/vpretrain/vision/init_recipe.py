@@ -95,7 +95,8 @@ def recipe_of(
     measured = _labelled(evaluation, "--evaluation") if evaluation else None
     backbone = Backbone(load_model(named(model), dtype=torch.float32, attention="sdpa"))
     patch, side = backbone.patch_size, getattr(backbone.model.config, "image_size", 224)
-    side = side if isinstance(side, int) else min(side)
+    # Positions are interpolated; at DINOv2's 518 pixels a view would have five times the tokens.
+    side = min(side if isinstance(side, int) else min(side), 224)
     view, local, image = (
         max(1, round(fraction * side / patch)) * patch for fraction in (1, 96 / 224, 256 / 224)
     )

@@ -134,6 +134,8 @@ class Vision(Modality[VisionRecipe, Materials]):
             )
         feedback = _feedback(recipe, materials, learner, mixed=shuffles_labels(control))
         held_out = _HeldOutLoss(recipe, materials, learner)
+        if shuffles_labels(control):
+            _ = held_out.feedback  # its heads learn true labels, from the learner as it begins
         part = {"rank": distributed.rank(), "world": distributed.world()}
         return Parts(
             learner=ARMS.section_of(recipe).trained(learner, feedback),

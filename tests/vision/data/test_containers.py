@@ -6,16 +6,18 @@ from __future__ import annotations
 import io
 import tarfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.vision.conftest import tiny_recipe
-from vpretrain.system.errors import UserError
+from vpretrain.system.errors import Problem, UserError
 from vpretrain.vision import Vision
-from vpretrain.vision.data.files import Folder
+from vpretrain.vision.data import readers
+from vpretrain.vision.data.files import Files, Folder
+from vpretrain.vision.data.readers import read_packed
 
 COUNT = 12
 
@@ -238,3 +240,17 @@ def test_tars_of_webdataset_are_read(tmp_path: Path) -> None:
             sink.write({"__key__": f"{at:04}", **sample})
     sets = Vision().load(tiny_recipe(*overrides(tmp_path, TAR))).sets
     assert len(sets.train) + len(sets.meta) == COUNT
+
+
+@pytest.mark.parametrize("bad", ["stop", "skip"])
+def test_without_a_check_no_picture_is_decoded_for_one_that_is_bad(
+    bad: Literal["stop", "skip"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "_read", lambda *given, **options: pytest.fail("decoded"))
+    samples = [Files(Path("a.png")), Problem("set.tar:b", "", "a category", "there is none")]
+    if bad == "skip":
+        read = read_packed("set.tar", samples, on_bad_row=bad, check=False)
+        assert len(read.pictures) == len(read.skipped) == 1
+        return
+    with pytest.raises(UserError, match=r"1 of 2 pictures of set\.tar cannot be used"):
+        read_packed("set.tar", samples, on_bad_row=bad, check=False)

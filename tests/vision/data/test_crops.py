@@ -184,10 +184,12 @@ def test_blur_is_where_it_was_asked_for(batch: ImageBatch) -> None:
 
 
 def test_crops_cover_the_share_of_the_area_that_was_asked_for() -> None:
-    """On a ramp the range of values in a view is the width of its window."""
+    """On a ramp the range of values in a view, sampled corner to corner, is its window's width."""
     ramp = torch.arange(0, 128, dtype=torch.uint8).expand(64, 3, 128, 128).contiguous()
     batch = ImageBatch(ramp, torch.arange(64), tuple("p" * 64), 0)
-    made = still(global_scale=(0.5, 1.0), local_scale=(0.05, 0.1), local_count=1)(batch)
+    made = still(global_scale=(0.5, 1.0), local_scale=(0.05, 0.1), local_count=1, antialias=False)(
+        batch
+    )
     for view, low, high in ((made.global_views[0], 0.5, 1.0), (made.local_views[0], 0.05, 0.1)):
         across = view[:, 0].amax((1, 2)) - view[:, 0].amin((1, 2))
         width = across * 255 / 127
@@ -215,3 +217,23 @@ def test_crops_cover_the_share_of_the_area_that_was_asked_for() -> None:
 def test_settings_that_cannot_be(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         CropSettings(**wrong)  # type: ignore[arg-type]
+
+
+def test_fine_stripes_do_not_become_coarse_ones() -> None:
+    """Stripes of one pixel, in a view of a quarter of the side: grey."""
+    stripes = (torch.arange(64) % 2 * 255).to(torch.uint8).expand(1, 3, 64, 64)
+    batch = ImageBatch(stripes.contiguous(), torch.arange(1), ("p",), 0)
+    spread = {
+        antialias: float(still(antialias=antialias)(batch).global_views[0].std())
+        for antialias in (True, False)
+    }
+    assert spread[True] < 0.1 < spread[False]
+
+
+def test_antialiasing_changes_no_window(batch: ImageBatch) -> None:
+    """What is enlarged is the same but for where pixels have their centres."""
+    views = [
+        still(global_size=64, antialias=antialias)(batch).global_views[0]
+        for antialias in (True, False)
+    ]
+    assert (views[0] - views[1]).abs().mean() < 0.02

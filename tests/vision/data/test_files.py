@@ -198,7 +198,7 @@ def saved_turned(values, path, orientation):
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     stored = np.ascontiguousarray(WRITTEN[orientation](values))
-    Image.fromarray(stored).save(path, exif=exif.tobytes())
+    Image.fromarray(stored).save(path, exif=exif if path.suffix == ".tiff" else exif.tobytes())
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -217,13 +217,14 @@ def test_pictures_are_turned_upright_under_their_labels(orientation, height, wid
     assert (pixels - 80 * labels).abs().max() < 20
 
 
+@pytest.mark.parametrize("ending", ["png", "tiff"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_label_maps_are_turned_by_their_own_tag(orientation, tmp_path):
+def test_label_maps_are_turned_by_their_own_tag(orientation, ending, tmp_path):
     for part in ("images", "labels"):
         (tmp_path / part).mkdir()
     upright = corners(32, 48)
     Image.fromarray(upright).save(tmp_path / "images/a.png")
-    saved_turned(upright // 80, tmp_path / "labels/a.png", orientation)
+    saved_turned(upright // 80, tmp_path / f"labels/a.{ending}", orientation)
     pictures, *_ = read_folder(
         tmp_path / "images", tmp_path / "labels", reading=Reading(LabelCode(4))
     )

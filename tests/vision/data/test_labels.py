@@ -102,6 +102,8 @@ def test_numbers_that_are_listed_are_counted(folder: Path) -> None:
             ["give one of"],
         ),
         ("labels: numbers, label_colours: [[0, 0, 0], [0, 0, 0]]", ["1 distinct colours"]),
+        ("labels: colours, label_colours: [[0, 0, 0], [0, 0, 1]], void: 0", ["`void` is a number"]),
+        ("labels: numbers, label_values: [3, 4], first_class: 3", ["`first_class` is the first"]),
         ("labels: numbers, label_values: [7, 8, 8]", ["2 distinct numbers for 3 classes"]),
         ("labels: numbers, label_values: [7]", ["label_values", "at least 2"]),
         ("labels: numbers, classes: 12, void: 0", ["void is 0", "number of a class"]),

@@ -362,3 +362,10 @@ def test_warnings_of_a_run_are_those_of_its_sets(caplog: pytest.LogCaptureFixtur
     (warning,) = Vision().load(recipe).sets.warnings
     assert warning.where == "learner.head.prototypes" and warning.value == "4096"
     assert "4096" in caplog.text
+
+
+def test_more_pictures_than_there_are_is_warned_of(folder: Path) -> None:
+    spec = "{kind: folder, images: images, skip: 2, count: 99}"
+    sets = Vision().load(tiny_recipe(f"data.root={folder}", f"data.stream.0.pictures={spec}")).sets
+    (warning,) = (each for each in sets.warnings if each.where.endswith(".count"))
+    assert warning.where == "data.stream.0.pictures.count" and "no more than 10" in warning.message

@@ -36,6 +36,9 @@ def data_warnings(
         message = f"more prototypes than the stream has pictures ({streamed}): most will stay empty"
         where = "learner.head.prototypes"
         yield Problem(where, str(prototypes), f"{streamed} or fewer, such as {fitting}", message)
+    for name in recipe.learner.unread:
+        message = f"kind {recipe.learner.kind} does not read this key, which changes nothing"
+        yield Problem(f"learner.{name}", str(getattr(recipe.learner, name)), "", message)
     yield from _other_normalisation(recipe)
     data, images = recipe.data, ARMS.section_of(recipe).most_images
     key = "batch_size" if data.meta_batch_size is None else "meta_batch_size"

@@ -10,6 +10,7 @@ import kornia.augmentation as augment
 import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor, nn
+from torch.nn import functional
 
 from vpretrain.config.section import Section
 from vpretrain.system.sampling import seed_of
@@ -53,6 +54,9 @@ class CropSettings(Section):
     """Range of the fraction of the picture's area that a global view covers."""
     local_scale: Range = (0.05, 0.32)
     """Range of the fraction of the picture's area that a local view covers."""
+    antialias: bool = True
+    """Whether a view that is smaller than its window is filtered before it is sampled, as heads and
+    probes see pictures; without it fine patterns become coarse ones."""
     flip: Fraction = 0.5
     """Probability of a horizontal flip."""
     jitter: Fraction = 0.8
@@ -136,14 +140,37 @@ class MultiCrop:
         with torch.random.fork_rng(devices=()):
             torch.default_generator.manual_seed(seed)
             for step in steps:
-                if world == 1:
-                    pixels = step(pixels)
-                else:
-                    whole = step.forward_parameters(
-                        torch.Size((len(pixels) * world, *pixels.shape[1:]))
-                    )
-                    pixels = step(pixels, params=_part(whole, rank, world))
+                everywhere = torch.Size((len(pixels) * world, *pixels.shape[1:]))
+                drawn = step.forward_parameters(everywhere)
+                pixels = step(pixels, params=_part(drawn, rank, world))
         return normalised(pixels, self.settings.mean, self.settings.std)
+
+
+class _Window(augment.RandomResizedCrop):
+    """kornia's crop, whose own way of resizing knows no antialiasing."""
+
+    def apply_transform(
+        self,
+        input: Tensor,
+        params: dict[str, Tensor],
+        flags: dict[str, Any],
+        transform: Tensor | None = None,
+    ) -> Tensor:
+        if not flags["antialias"]:
+            return super().apply_transform(input, params, flags, transform)
+        corners = params["src"].long()
+        windows = zip(input, corners[:, 0].tolist(), corners[:, 2].tolist(), strict=True)
+        return torch.stack(
+            [
+                functional.interpolate(
+                    picture[None, :, top : bottom + 1, left : right + 1],
+                    flags["size"],
+                    mode="bilinear",
+                    antialias=True,
+                )[0]
+                for picture, (left, top), (right, bottom) in windows
+            ]
+        )
 
 
 def _distortions(settings: CropSettings, part: str) -> list[nn.Module]:
@@ -157,7 +184,9 @@ def _distortions(settings: CropSettings, part: str) -> list[nn.Module]:
     solarise = settings.solarise if part == "other" else 0.0
     # Three standard deviations to each side, at most half the view.
     reach = min(int(3 * settings.blur_sigma[1] + 0.5), (size - 1) // 2)
-    steps: list[nn.Module] = [augment.RandomResizedCrop((size, size), scale=scale, ratio=_RATIO)]
+    window = _Window((size, size), scale=scale, ratio=_RATIO)
+    window.flags["antialias"] = settings.antialias
+    steps: list[nn.Module] = [window]
     if settings.flip:
         steps.append(augment.RandomHorizontalFlip(p=settings.flip))
     if settings.jitter:

@@ -253,7 +253,9 @@ def described(values: np.ndarray) -> str:
 def _opened(path: ImageSource) -> Iterator[Image.Image]:
     """Open and decode an image and apply its EXIF orientation; PIL's errors become BadFile."""
     try:
-        with Image.open(path if isinstance(path, Path) else path.open()) as image:
+        # By its path, Pillow would map a raw TIFF to memory as if it were turned already.
+        source = path.open("rb") if isinstance(path, Path) else path.open()
+        with source as file, Image.open(file) as image:
             image.info[_FORMAT] = image.format
             # Pillow inverts white-is-zero images only at 8 bits.
             tags = getattr(image, "tag_v2", {})

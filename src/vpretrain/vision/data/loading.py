@@ -239,6 +239,10 @@ class _Reader:
         if not places:
             message, most = "no picture of the set is left; skip fewer", len(pictures) - 1
             raise user_error(f"{where}.skip", message, value=spec.skip, accepted=f"0 to {most}")
+        if spec.count is not None and len(places) < spec.count:
+            message = f"there are no more than {len(places)}, all of which are used"
+            fewer = Problem(f"{where}.count", str(spec.count), f"1 to {len(places)}", message)
+            self.warnings += [] if fewer in self.warnings else [fewer]
         return pictures if len(places) == len(pictures) else Subset(pictures, places)
 
     def _read(self, spec: Any, size: Any, *, labelled: bool, where: str) -> Pictures:

@@ -214,10 +214,25 @@ def read_packed(
         message = "there are no pictures: fill the file, or name another"
         raise user_error(where, message, value="0 pictures", accepted="one picture or more")
     pictures = Folder(files, reading)
-    if check or problems:
+    if check:
         read = _read(where, pictures, problems, on_bad_row, keep=False)
         return FolderContents(read, problems, [])
+    _refuse_bad(where, problems, len(files), on_bad_row)
     return FolderContents(pictures, problems, [])
+
+
+def _refuse_bad(
+    where: Path | str, problems: Sequence[Problem], good: int, on_bad_row: OnBadRow
+) -> None:
+    """Raise the problems of pictures if they are not to be skipped, or none is ``good``."""
+    if problems and (on_bad_row == "stop" or not good):
+        message = f"{len(problems)} of {good + len(problems)} pictures of {where} cannot be used"
+        fix = "correct them, or " + ("leave them out" if good else "name another folder")
+        accepted = "at least one picture that can be used"
+        if good:
+            accepted = "skip, which leaves them out and names them"
+        last = Problem("data.on_bad_row", on_bad_row, accepted, f"{message}; {fix}")
+        raise UserError(*problems[:PROBLEMS_SHOWN], last)
 
 
 def _read(
@@ -246,16 +261,7 @@ def _read(
             classes.update(counts.nonzero()[:, 0].tolist())
         if keep:
             decoded.add(picture)
-    if problems and (on_bad_row == "stop" or not good):
-        message = (
-            f"{len(problems)} of {len(good) + len(problems)} pictures of {where} cannot be used"
-        )
-        fix = "correct them, or " + ("leave them out" if good else "name another folder")
-        accepted = "at least one picture that can be used"
-        if good:
-            accepted = "skip, which leaves them out and names them"
-        last = Problem("data.on_bad_row", on_bad_row, accepted, f"{message}; {fix}")
-        raise UserError(*problems[:PROBLEMS_SHOWN], last)
+    _refuse_bad(where, problems, len(good), on_bad_row)
     _check_classes(where, pictures.reading.code, classes)
     return decoded.pictures() if keep else Folder(good, pictures.reading, origins)
 

@@ -95,3 +95,24 @@ class LearnerSection(DinoSettings, LearnerBase):
                 "kind ijepa takes `aligned_blocks` as a number, and no `aligned_patterns`"
             )
         return self
+
+    @property
+    def unread(self) -> list[str]:
+        """The keys with other values than their defaults that only the other kind reads."""
+        others = _KEYS_OF["ijepa" if self.kind == "dino" else "dino"]
+        fields = type(self).model_fields
+        return [name for name in others if getattr(self, name) != fields[name].default]
+
+
+_KEYS_OF = {
+    "dino": (
+        "student_temperature",
+        "teacher_temperature",
+        "center_momentum",
+        "centering",
+        "teacher_views",
+        "local_views_in_value",
+    ),
+    "ijepa": ("predictor", "blocks", "error"),
+}
+"""The keys that one kind of learner alone reads."""

@@ -85,6 +85,16 @@ class LabelledPictures(PictureSet):
         }
         if sum(given.values()) > 1:
             raise ValueError(f"give one of {' and '.join(key for key in given if given[key])}")
+        if self.void is not None and self.label_colours is not None:
+            raise ValueError(
+                "`void` is a number, and these maps have colours: leave it out; with "
+                "`other_labels: void` every colour that is not listed is no label"
+            )
+        if self.first_class and any(given.values()):
+            raise ValueError(
+                "`first_class` is the first of numbers that follow each other, and here the "
+                "classes are listed: leave it out"
+            )
         if self.label_values is not None and len({*self.label_values}) != self.class_count:
             raise ValueError(
                 f"label_values has {len({*self.label_values})} distinct numbers for "
