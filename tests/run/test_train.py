@@ -138,6 +138,14 @@ def test_direct_training_cuts_feedback_to_the_window():
     assert train(Run(recipe, parts, step0={})).spent.steps == 4
 
 
+def test_wrong_labels_are_what_direct_training_trains_on(materials):
+    runs = [
+        trained(materials, "arm=feedback_sft", f"feedback.control={each}")[0]
+        for each in ("none", "shuffled")
+    ]
+    assert runs[0] != runs[1]
+
+
 def test_budget_in_tokens_and_seconds(materials):
     _, by_tokens = trained(materials, "arm=onehot", "budget={tokens: 1000}", "budget.steps=null")
     tokens = [record["tokens"] for record in by_tokens.history]

@@ -84,9 +84,14 @@ def unfit_window(
 def check_fit(recipe: LanguageRecipe, model: Any, materials: Materials) -> None:
     """Raises ``UserError`` if tokenizer, window or rows do not fit the model, or there are no
     evaluation documents."""
+    held_out = {recipe.evaluate.split: materials.evaluation, **materials.also}
     rows = {
-        "data.feedback.rows": materials.feedback,
-        f"data.evaluation.{recipe.evaluate.split}": materials.evaluation,
+        "data.feedback.rows": [
+            document
+            for task in materials.tasks.values()
+            for document in (*task.documents, *task.rejected.values())
+        ],
+        **{f"data.evaluation.{name}": documents for name, documents in held_out.items()},
     }
     longest = {
         where: max((len(document.ids) for document in documents), default=0)

@@ -190,7 +190,7 @@ class Language(Modality[LanguageRecipe, Materials]):
             rows = shuffled(rows, recipe.seed)
         sources = materials.sources
         if arm.trains_on == "feedback":
-            cut = CutDocuments(materials.feedback, data.window_tokens)
+            cut = CutDocuments(rows, data.window_tokens)
             sources = [Source("feedback", cut, 1.0)]
         domains = {name: task.sources for name, task in data.feedback.named().items()}
         tasks = feedback_from(

@@ -10,7 +10,7 @@ pytest.importorskip("lm_eval", reason="the eval extra is not installed")
 
 from tests.language.evaluation.harness_models import ROWS, byte_tokenizer, tiny_model
 from vpretrain import cli
-from vpretrain.language.evaluation.benchmark_run import _keep
+from vpretrain.language.evaluation.benchmark_run import _keep, label
 
 
 def lines(rows):
@@ -146,7 +146,9 @@ def test_files_of_ones_own_are_asked_as_the_run_asks_its_rows(call, tmp_path, mo
 def test_against_another_model_item_by_item(call, tmp_path):
     arguments = ("--tasks", "data/mine.jsonl", "--new-tokens", 2, "--out", "o", "--json")
     table = call("model", "--against", "other", *arguments).document["data/mine.jsonl"]["nll"]
-    other = call("other", *arguments).document["data/mine.jsonl"]["nll"]
+    other = call("other", *arguments[:-2], "p", "--json").document["data/mine.jsonl"]["nll"]
+    refused = call("other", *arguments)
+    assert refused.code == 2 and "holds the evaluation of model" in refused.err
     assert table["against"] == pytest.approx(other["value"])
     assert table["difference"] == pytest.approx(table["value"] - other["value"])
     assert table["ci95"][0] <= table["difference"] <= table["ci95"][1] and 0 <= table["p"] <= 1
@@ -305,3 +307,17 @@ def test_tasks_of_like_names_keep_files_of_their_own(tmp_path):
     kept = {path.name: json.loads(path.read_text())["of"] for path in tmp_path.iterdir()}
     names = [f"generations-{name}.jsonl" for name in ("a_b", "a_b-2", "a_b-2-2", "c")]
     assert kept == dict(zip(names, tasks, strict=True))
+
+
+def test_the_default_folder_is_named_by_run_or_hub_id(models):
+    assert label(str(models / "run" / "model")) == label(str(models / "run")) == "run"
+    assert label("org/name") == "org-name"
+
+
+def test_an_evaluation_leaves_nothing_of_an_earlier_one(call, tmp_path):
+    options = ("--data-root", "data", "--new-tokens", 2, "--out", "o")
+    assert call("model", "--tasks", "gsm8k", "--against", "other", *options).code == 0
+    assert (tmp_path / "o" / "against").is_dir()
+    assert call("model", "--tasks", "data/mine.jsonl", *options).code == 0
+    kept = {path.name for path in (tmp_path / "o").iterdir()}
+    assert kept == {"evaluation.json", "generations-data_mine.jsonl"}

@@ -264,3 +264,19 @@ def test_every_gold_solution_of_gsm8k_is_right(shared_data):
         item = task.item(row, "")
         for find in task.extract.values():
             assert task.judge(item.expected, find(row["answer"]))
+
+
+def test_the_likelihood_is_summed_in_float32_and_of_as_many_tokens_as_in_training():
+    model = tiny_model().bfloat16()
+    aligned = aligned_parameters(model, Anatomy.of(model), blocks=1, patterns=[])
+    rows = [Row(f"{row['q']}\n", row["a"], "", "") for row in QUESTIONS]
+    cut = own("mine", prompt="q", solution="a", answer=None, wording=Wording(max_tokens=30))
+    for task, longest in ((OWN, None), (cut, 30)):
+        documents, _ = encode(rows[:2], TOKENIZER, max_tokens=longest)
+        expected = negative_log_likelihood(
+            CausalLearner(model, aligned), documents, batch_size=2, pad_id=0
+        )
+        items = [task.item(row, f"mine:{at}") for at, row in enumerate(QUESTIONS[:2], 1)]
+        outcome = score_model(model, TOKENIZER, {"mine": (task, items)}, Sampling(new_tokens=2))
+        result = outcome["mine"].scores["nll"]
+        assert result.items == pytest.approx(expected.items, rel=2e-3) and result.n == expected.n

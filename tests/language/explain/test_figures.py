@@ -8,11 +8,13 @@ import math
 import shutil
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.run.test_train import tiny_recipe
 from vpretrain.config import recipe as recipes
 from vpretrain.language import Language
-from vpretrain.language.explain import page
+from vpretrain.language.explain import figures, page
 from vpretrain.run.finished_run import restore_designer
 from vpretrain.run.launch import train_one
 from vpretrain.run.modalities import SCHEMAS
@@ -115,3 +117,32 @@ def test_a_state_of_another_designer_is_refused(field_run):
     parts = Language().build(recipe, Language().load(recipe))
     with pytest.raises(UserError, match="does not go with the recipe"):
         restore_designer(parts, field_run)
+
+
+def test_a_run_with_adapters_is_explained_by_those_that_it_trained(tmp_path, monkeypatch):
+    folder = make(tmp_path / "run", "closed_form", "learner.lora={r: 2}")
+    seen = []
+    monkeypatch.setattr(figures, "restore_designer", lambda parts, folder: seen.append(parts))
+    assert math.isfinite(explain(folder, documents=2)["value"]["bound"])
+    (parts,) = seen
+    saved = load_file(folder / "model" / "adapter" / "adapter_model.safetensors")
+    for name, parameter in parts.learner.aligned.items():
+        assert torch.equal(parameter, saved[f"base_model.model.{name.replace('.default', '')}"])
+        assert "lora_B" not in name or parameter.abs().sum() > 0
+
+
+def test_preferences_of_a_run_without_adapters_have_no_reference_left(field_run, tmp_path):
+    folder = shutil.copytree(field_run, tmp_path / "run")
+    recipe = recipes.load(
+        folder / "recipe.yaml",
+        ["data.feedback.rows=null", "data.feedback.tasks={x: " + PREFERENCES + "}"],
+        schemas=SCHEMAS,
+    )
+    (folder / "recipe.yaml").write_text(recipes.dump(recipe))
+    with pytest.raises(UserError, match="untouched checkpoint"):
+        explain(folder, documents=2)
+
+
+PREFERENCES = (
+    "{kind: preference, rejected: b, rows: {kind: jsonl, path: p.jsonl, prompt: p, solution: a}}"
+)

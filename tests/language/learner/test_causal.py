@@ -150,8 +150,8 @@ def test_bfloat16_keeps_what_trains_in_float32():
     section = LearnerSection(
         config=FAMILIES["qwen2"] | {"initializer_range": 0.15}, dtype="bfloat16"
     )
-    assert stored_dtype(section) == torch.float32
-    assert stored_dtype(section.model_copy(update={"lora": object()})) == torch.bfloat16
+    assert stored_dtype(section, None) == torch.float32
+    assert stored_dtype(section.model_copy(update={"lora": object()}), None) == torch.bfloat16
     model = load_model(section, None, seed=0)
     learner = learner_of(model, autocast=torch.bfloat16)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}

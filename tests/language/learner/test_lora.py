@@ -202,3 +202,28 @@ def test_an_adapter_that_is_its_own_base_is_refused(tmp_path):
     for name in "abc":
         with pytest.raises(UserError, match="its own base"):
             lora.base_of(tmp_path / name)
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_a_saved_adapter_is_loaded_into_a_fresh_one(merge, tmp_path):
+    """``explain`` reopens a run so: S and a reference's adapters are those that were trained."""
+    adapted, model = adapted_model()
+    lora.save(adapted, tmp_path, merge=merge)
+    _, again = adapted_model(trained=False)
+    assert not torch.equal(logits(again), logits(model))
+    lora.load(again, tmp_path)
+    assert torch.equal(logits(again), logits(model))
+    _, smaller = adapted_model(r=2)
+    with pytest.raises(UserError, match="adapter"):
+        lora.load(smaller, tmp_path)
+
+
+def test_a_base_that_holds_an_adapter_is_not_rounded(tmp_path):
+    tiny_model("qwen2").save_pretrained(tmp_path / "base")
+    adapted, _ = adapted_model(base=str(tmp_path / "base"))
+    for merge in (True, False):
+        lora.save(adapted, tmp_path / str(merge), merge=merge)
+    section = LearnerSection(model="m", dtype="bfloat16", lora=Lora())
+    for folder, dtype in (("base", "bfloat16"), ("True", "float32"), ("False", "float32")):
+        model = load_model(section, str(tmp_path / folder), seed=0)
+        assert {str(p.dtype) for p in model.parameters()} == {f"torch.{dtype}"}

@@ -364,3 +364,13 @@ def test_a_choice_that_is_not_trained_on_takes_no_rounds_and_draws_nothing(monke
     chosen = selector.select(drawn, estimator, meta_step=True, used=False)
     assert torch.equal(selector.generator.get_state(), before)
     assert len(chosen.batches) == 2 and not selector.drawn_of
+
+
+def test_what_finds_no_room_is_rather_the_last_of_those_chosen():
+    """Rows of 8 tokens: the documents of 5 and 4 come first and take a row each."""
+    documents = [Document([1] * n, [True] * n, str(n), "a") for n in (5, 4, 2, 6, 3, 1)]
+    pool = Pool(documents, [], 21, 2, 8, True, "token")
+    batches, placed = pool.batches(range(6), count=1, share=1.0)
+    assert placed == [0, 1, 2, 4, 5]
+    rows = [[each.origin for each in batch.documents] for batch in batches]
+    assert sorted(rows[0]) == ["1", "2", "3", "4", "5"]

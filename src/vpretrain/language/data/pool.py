@@ -106,20 +106,23 @@ class Pool:
         """This process's part of batches of chosen documents, and the indices of the documents that
         the batches of all processes hold.
 
-        Longer documents are placed first, each in the row with the most room, so that no row is
-        empty. A document that fits nowhere is left out.
+        Documents are placed in the order of ``chosen``: one in each row, so that none is empty,
+        then each in the fullest row with room for it. What fits nowhere is left out, and so rather
+        the last ones.
 
         Args:
-            chosen: indices of documents, at least as many as there are rows to fill.
+            chosen: indices of documents, the best first, at least as many as rows to fill.
             count: number of batches.
             share: number of rows, as a fraction of the drawn rows.
         """
         rows: list[list[Document]] = [[] for _ in range(round(share * self.rows))]
         room, kept = [self.width if self.packed else 1] * len(rows), []
-        for at in sorted(chosen, key=lambda at: -len(self.documents[at].ids)):
-            row = max(range(len(rows)), key=room.__getitem__)
+        for at in chosen:
             size = len(self.documents[at].ids) if self.packed else 1
-            if size <= room[row]:
+            fitting = [row for row in range(len(rows)) if size <= room[row]]
+            empty = [row for row in fitting if not rows[row]]
+            if fitting:
+                row = min(empty or fitting, key=room.__getitem__)
                 rows[row].append(self.documents[at])
                 room[row] -= size
                 kept.append(at)

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ import yaml
 from vpretrain.language.evaluation import sandbox
 from vpretrain.run.paired_tests import paired_items
 from vpretrain.system.errors import UserError, user_error
+from vpretrain.system.files import remove
 
 if TYPE_CHECKING:
     from vpretrain.language.evaluation.scoring import Outcome, Sampling, Tasks
@@ -168,6 +170,7 @@ def evaluate(
         _keep(outcomes, folder)
         return outcomes
 
+    remove(out / "against")  # of an earlier evaluation
     base = None if against is None else scored(against, "--against", out / "against")
     table = tabulate(tasks, scored(model, "MODEL", out), base)
     record = {"model": model, "against": against, "dtype": dtype, **vars(sampling), "tasks": table}
@@ -175,6 +178,26 @@ def evaluate(
         json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )
     return table
+
+
+def label(model: str) -> str:
+    """A model as part of a folder's name: of a run its folder, of a hub id all of it."""
+    path = Path(model)
+    if not path.exists():
+        return model.replace("/", "-")
+    path = path.resolve()
+    return path.parent.name if path.name == "model" else path.name
+
+
+def check_folder(folder: Path, model: str) -> None:
+    """Raises UserError if the folder holds an evaluation of another model."""
+    path = folder / "evaluation.json"
+    if not path.is_file():
+        return
+    with suppress(OSError, ValueError, LookupError, TypeError):  # not whole: written again
+        if (other := json.loads(path.read_text(encoding="utf-8"))["model"]) != model:
+            message = f"this folder holds the evaluation of {other}; name another"
+            raise user_error("--out", message, value=str(folder), accepted="a new folder")
 
 
 def tabulate(
@@ -209,6 +232,8 @@ def tabulate(
 
 def _keep(outcomes: Mapping[str, Outcome], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    for earlier in folder.glob("generations-*.jsonl"):
+        earlier.unlink()
     taken: set[str] = set()
     for name, outcome in outcomes.items():
         stem = re.sub(r"[^A-Za-z0-9_.-]+", "_", name.removesuffix(".jsonl"))

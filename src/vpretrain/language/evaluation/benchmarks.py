@@ -81,6 +81,7 @@ class Benchmark:
         runs_code: whether judging executes generated code.
         trained: maps a row and its origin to the row as training reads it, if its solution's
             likelihood is scored too.
+        max_tokens: tokens at which such a row is cut; None for no limit but the model's.
     """
 
     name: str
@@ -98,6 +99,7 @@ class Benchmark:
     hub: Hub | None = None
     runs_code: bool = False
     trained: Callable[[Mapping[str, Any], str], Row] | None = None
+    max_tokens: int | None = None
 
     def item(self, row: Mapping[str, Any], origin: str) -> Item:
         """The problem in a row.
@@ -337,6 +339,7 @@ def own(
         expected=expected,
         extract={"strict": strict, "flexible": flexible},
         trained=trained,
+        max_tokens=wording.max_tokens,
         new_tokens=256,
     )
 

@@ -25,6 +25,7 @@ from vpretrain.language.data.batch import left_padded
 from vpretrain.language.data.layout import Layout
 from vpretrain.language.data.rows import Row
 from vpretrain.language.evaluation.benchmarks import Benchmark, Extract, Item
+from vpretrain.system.errors import user_error
 
 KS = (1, 2, 4, 8, 16)
 """The values of k that are reported, up to the number of samples."""
@@ -75,9 +76,14 @@ class Wrapped(HFLM):
             tokenizer=copy.deepcopy(tokenizer),
             batch_size=batch_size,
             backend="causal",
+            softmax_dtype="float32",  # sums of bfloat16 are off by more than arms differ
         )
         self.layout = Layout(self.tokenizer, parse_special_tokens=parse_special_tokens)
         self.rows = {row.prompt: row for row in rows}
+        for row in rows:
+            if self.rows[row.prompt].conversation != row.conversation:
+                message = f"{row.origin} has the messages of another row in other roles, which"
+                raise user_error("--tasks", f"{message} cannot be told from it; leave one out")
 
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of prompts, which start and end as in training."""

@@ -120,7 +120,7 @@ def score_model(
         for name, (task, items) in tasks.items():
             outcomes[name].cut_prompts = cut[name]
             if task.trained is not None:
-                outcomes[name].scores["nll"] = _likelihood(lm, items)
+                outcomes[name].scores["nll"] = _likelihood(lm, items, task.max_tokens)
     return outcomes
 
 
@@ -165,18 +165,18 @@ def _cut_prompts(lm: Wrapped, task: Benchmark, items: Sequence[Item], sampling: 
     return sum(len(ids) > room for ids in lm.prompts([item.prompt for item in items]))
 
 
-def _likelihood(lm: Wrapped, items: Sequence[Item]) -> Score:
-    """Mean NLL in nats over the solutions' tokens, end token included, tokenised as in training."""
+def _likelihood(lm: Wrapped, items: Sequence[Item], max_tokens: int | None) -> Score:
+    """Mean NLL in nats over the solutions' tokens, end token included, tokenised and cut as in
+    training."""
+    longest = min(lm.max_length, max_tokens or lm.max_length)
     rows = [item.row for item in items if item.row is not None]
     parse = lm.layout.parse_special_tokens
-    documents, counts = encode(
-        rows, lm.tokenizer, max_tokens=lm.max_length, parse_special_tokens=parse
-    )
+    documents, counts = encode(rows, lm.tokenizer, max_tokens=longest, parse_special_tokens=parse)
     if len(documents) < len(rows):
         raise user_error(
             "--tasks",
             f"{counts.dropped + counts.empty} rows leave no token of the solution to score: their "
-            f"prompts fill the model's {lm.max_length} positions, or the solution is nothing to "
+            f"prompts fill the {longest} tokens that a row has, or the solution is nothing to "
             "the tokenizer; shorten or drop them",
             value=f"{len(rows)} rows",
         )

@@ -21,12 +21,15 @@ class Wording:
         separator: ``data.separator``.
         instruction: ``data.instruction``.
         parse_special_tokens: ``data.parse_special_tokens``.
+        max_tokens: ``data.feedback.max_tokens``, the length at which rows are cut; None for no
+            limit.
         table: the columns of the run's evaluated rows; None if they have no prompt in columns.
     """
 
     separator: str = SEPARATOR
     instruction: str | None = None
     parse_special_tokens: bool = False
+    max_tokens: int | None = None
     table: Table | None = None
 
     def columns(self, prompt: str, solution: str) -> Columns:
@@ -60,4 +63,6 @@ def wording_of(recipe: Mapping[str, Any]) -> Wording:
     named = {key: rows[key] for key in keys if rows.get(key) is not None}
     table = Table.model_validate_json(json.dumps(named)) if named else None
     own = ("separator", "instruction", "parse_special_tokens")
-    return Wording(**{key: data[key] for key in own if key in data}, table=table)
+    longest = (data.get("feedback") or {}).get("max_tokens")
+    given = {key: data[key] for key in own if key in data}
+    return Wording(**given, max_tokens=longest, table=table)

@@ -28,6 +28,8 @@ from vpretrain.language.explain.token_values import (
     task_values,
     valued_batches,
 )
+from vpretrain.language.feedback.preferences import PreferenceSignal
+from vpretrain.language.learner import lora
 from vpretrain.language.materials import Materials
 from vpretrain.language.recipe import LanguageRecipe
 from vpretrain.language.steering.arms import ARMS
@@ -62,12 +64,13 @@ def explain_language(
             the figures of the tasks, but not in those of the sources.
         out: the HTML file.
     """
-    model = {"model": str(folder.resolve() / "model")}
-    own = {**model, "prepare": None, "config": None, "tokenizer": None}
-    recipe = recipe.model_copy(update={"learner": recipe.learner.model_copy(update=own)})
+    recipe = _with_final_model(recipe, folder)
     seed_run(recipe)
     materials = modality.load(recipe)
     parts = modality.build(recipe, materials)
+    if recipe.learner.lora is not None:
+        parts.feedback.prepare(parts.learner)  # its reference is the learner without adapters
+        lora.load(parts.learner.model, folder / "model")
     restore_designer(parts, folder)
     parts.learner.model.eval()
     data = recipe.data
@@ -93,6 +96,24 @@ def explain_language(
     style = resources.files("vpretrain.language.explain").joinpath("page.css").read_text()
     write_text(out, document(f"{recipe.description} · explain", view.page(), style=style))
     return {"page": str(out), **_figures(valued, totals)}
+
+
+def _with_final_model(recipe: LanguageRecipe, folder: Path) -> LanguageRecipe:
+    """The recipe with the run's final model as its learner; that of a run with adapters keeps its
+    base, into which they are loaded."""
+    if recipe.learner.lora is not None:
+        return recipe
+    tasks = recipe.data.feedback.named().values()
+    if any(isinstance(task, PreferenceSignal) for task in tasks):
+        message = (
+            "preferences are compared with the untouched checkpoint, which the folder of a run "
+            "that trained all weights does not hold"
+        )
+        accepted = "a run with learner.lora, or with another kind of feedback"
+        raise user_error("RUN", message, value=str(folder), accepted=accepted)
+    model = {"model": str(folder.resolve() / "model")}
+    own = {**model, "prepare": None, "config": None, "tokenizer": None}
+    return recipe.model_copy(update={"learner": recipe.learner.model_copy(update=own)})
 
 
 def _figures(documents: Sequence[ValuedDocument], totals: TaskValues) -> dict[str, Any]:

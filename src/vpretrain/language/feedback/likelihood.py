@@ -102,7 +102,11 @@ def too_few(rows: int, batches: int, batch_size: int, key: str) -> str:
 
 
 def shuffled(documents: Sequence[Document], seed: int) -> list[Document]:
-    """The documents with their solutions permuted (a control: right format, wrong labels)."""
+    """The documents with their solutions permuted (a control: right format, wrong labels).
+
+    None becomes longer than the longest was; more is cut at its end.
+    """
+    longest = max((len(document.ids) for document in documents), default=0)
     prompts = [split(document)[0] for document in documents]
     solutions = [
         (list(document.ids[cut:]), [*map(bool, document.predicted[cut:])])
@@ -111,7 +115,9 @@ def shuffled(documents: Sequence[Document], seed: int) -> list[Document]:
     random.Random(f"shuffled {seed}").shuffle(solutions)
     return [
         dataclasses.replace(
-            document, ids=prompt + solution, predicted=[False] * len(prompt) + predicted
+            document,
+            ids=(prompt + solution)[:longest],
+            predicted=([False] * len(prompt) + predicted)[:longest],
         )
         for document, prompt, (solution, predicted) in zip(
             documents, prompts, solutions, strict=True

@@ -47,7 +47,7 @@ def load_model(section: LearnerSection, location: str | None, seed: int) -> Any:
         UserError: the folder or hub id has no complete causal language model, or the configuration
             is invalid.
     """
-    dtype = stored_dtype(section)
+    dtype = stored_dtype(section, location)
     if location is None:
         assert section.config is not None
         with own_random_state(seed):
@@ -55,7 +55,8 @@ def load_model(section: LearnerSection, location: str | None, seed: int) -> Any:
                 section.config, "learner.config", dtype=dtype, attention=section.attention
             )
     if (base := lora.base_of(Path(location))) is not None:
-        return lora.merge_into(load_model(section, named(base), seed), Path(location))
+        whole = section.model_copy(update={"lora": None})  # adapters are merged in float32
+        return lora.merge_into(load_model(whole, named(base), seed), Path(location))
     return loading.load_model(CAUSAL_LM, location, dtype=dtype, attention=section.attention)
 
 
@@ -64,14 +65,22 @@ def new_model(config: dict[str, Any], where: str, *, dtype: torch.dtype, attenti
     return loading.new_model(CAUSAL_LM, config, where, dtype=dtype, attention=attention)
 
 
-def stored_dtype(section: LearnerSection) -> torch.dtype:
+def stored_dtype(section: LearnerSection, location: str | None) -> torch.dtype:
     """The dtype in which the model's weights are stored: under ``dtype: bfloat16``, float32 if they
     are trained and bfloat16 if they are the frozen base of LoRA (adapters are float32).
 
     A bfloat16 number has 8 significant bits: AdamW at a learning rate of 1e-5 changes a weight of
-    0.02 by about a thousandth, which would be rounded away.
+    0.02 by about a thousandth, which would be rounded away. So would most of an earlier adapter, so
+    a base that holds one in its weights stays in float32.
+
+    Args:
+        section: the learner's keys.
+        location: folder or hub id of the model; None for random weights.
     """
-    if section.dtype == "bfloat16" and section.lora is None:
+    adapted = location is not None and (
+        lora.base_of(Path(location)) is not None or lora.is_merged(Path(location))
+    )
+    if section.dtype == "bfloat16" and (section.lora is None or adapted):
         return torch.float32
     return getattr(torch, section.dtype)
 
@@ -96,7 +105,8 @@ def checkpoint_activations(model: Any) -> None:
 def skeleton(recipe: LanguageRecipe) -> Any:
     """The learner's model on the meta device, without weights; raises like :func:`load_model`."""
     section = recipe.learner
-    dtype, attention = stored_dtype(section), section.attention
+    dtype = stored_dtype(section, None if section.model is None else named(section.model))
+    attention = section.attention
     with torch.device("meta"):
         if section.model is not None:
             location = named(section.model)

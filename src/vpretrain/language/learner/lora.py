@@ -141,6 +141,33 @@ def merged(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
+def is_merged(folder: Path) -> bool:
+    """Whether a local folder's weights hold an adapter, as :func:`save` writes it."""
+    return (folder / "adapter" / "adapter_config.json").is_file()
+
+
+@torch.no_grad()
+def load(model: nn.Module, folder: Path) -> None:
+    """Loads the adapter that :func:`save` wrote into ``folder`` (merged or not) into the adapters
+    of a model to which :func:`attach` gave some of the same shape."""
+    from safetensors.torch import load_file
+
+    place = folder / "adapter" if is_merged(folder) else folder
+    with explained(str(place), what="adapter"):
+        saved = load_file(place / "adapter_model.safetensors")
+        refuse_unusable(saved.items(), place)
+        own = {
+            name.replace(".default.", "."): parameter
+            for name, parameter in model.named_parameters()
+            if ".lora_" in name
+        }
+        given = {name.removeprefix("base_model.model."): each for name, each in saved.items()}
+        if given.keys() != own.keys():
+            raise ValueError("it has other modules than the recipe's learner.lora")
+        for name, parameter in own.items():
+            parameter.copy_(given[name])
+
+
 def base_of(folder: Path) -> str | None:
     """The base that a local folder's adapter was trained on (a folder or hub id); None where the
     folder holds no adapter. ``UserError`` if the adapter does not name it, or comes to itself."""

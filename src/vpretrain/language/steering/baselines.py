@@ -135,7 +135,7 @@ class LossWeights(Fixed):
 
 @ARMS.declare(
     "loss_weights",
-    "control: each token weighted by how surprising the learner finds it, no feedback",
+    "control: tokens that the learner finds improbable weigh less, no feedback",
 )
 class LossWeightsArm(TiltArm):
     role: ClassVar[Role] = "control"

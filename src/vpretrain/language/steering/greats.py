@@ -10,7 +10,12 @@ from torch import Tensor
 
 from vpretrain.config.arms import Role
 from vpretrain.language.steering.arms import ARMS
-from vpretrain.language.steering.selection import Ranking, SelectionArm
+from vpretrain.language.steering.selection import (
+    Ranking,
+    Redundancy,
+    SelectionArm,
+    SelectionInRoundsArm,
+)
 from vpretrain.method.roles import AlignmentName
 
 
@@ -35,7 +40,7 @@ class AtRandom(Ranking):
     "trains only on those of the drawn documents whose gradients agree best with that of the "
     "feedback (GREATS)",
 )
-class GreatsArm(SelectionArm):
+class GreatsArm(SelectionInRoundsArm):
     """GREATS (Wang et al., NeurIPS 2024): a step trains on those of the drawn examples that lower
     the validation loss most, by a Taylor expansion: the inner product of their gradient with the
     validation gradient minus, in the greedy form, its inner products with the gradients of examples
@@ -60,8 +65,8 @@ class GreatsArm(SelectionArm):
         return self.alignment
 
     @property
-    def penalty(self) -> float:
-        return self.interaction
+    def redundancy_penalty(self) -> Redundancy:
+        return Redundancy(self.interaction, self.rounds)
 
     def ranking(self) -> Highest:
         return Highest()

@@ -9,7 +9,7 @@ from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from vpretrain.language.steering.arms import ARMS
-from vpretrain.language.steering.selection import Ranking, SelectionArm
+from vpretrain.language.steering.selection import Ranking, Redundancy, SelectionInRoundsArm
 from vpretrain.method.roles import AlignmentName
 
 
@@ -34,7 +34,7 @@ class Boltzmann(Ranking):
     "opus",
     "trains on drawn documents by their value to the examples, less what repeats others (OPUS)",
 )
-class OpusArm(SelectionArm):
+class OpusArm(SelectionInRoundsArm):
     """OPUS (Wang et al., arXiv:2602.05400): a candidate's utility is the inner product of the
     optimizer's update for its gradient with the gradient of a proxy set. Candidates are sampled by
     a softmax of the utility; after each draw, the utility of the others is reduced by their
@@ -60,8 +60,8 @@ class OpusArm(SelectionArm):
         return "optimizer_aware"
 
     @property
-    def penalty(self) -> float:
-        return self.redundancy
+    def redundancy_penalty(self) -> Redundancy:
+        return Redundancy(self.redundancy, self.rounds)
 
     def ranking(self) -> Boltzmann:
         return Boltzmann(self.temperature)

@@ -11,9 +11,10 @@ import copy
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import torch
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from vpretrain.language.data.rows import Document
@@ -148,7 +149,8 @@ class ReferenceArm(LanguageArm):
     """The keys of arms that compare the learner with a reference model.
 
     Training the reference is charged to the budget (``prepared_seconds``, ``prepared_tokens`` and
-    ``prepared_flops`` of the first record; FLOPs are 6 N a token).
+    ``prepared_flops`` of the first record; FLOPs are 6 N a token). Its loss is the mean over the
+    tokens of a batch, whatever ``data.feedback.loss_mean`` is.
     """
 
     needs_run = True
@@ -162,6 +164,13 @@ class ReferenceArm(LanguageArm):
     """Feedback rows a step."""
     reference_learning_rate: PositiveFloat | None = None
     """The constant learning rate of the reference's AdamW; null: the learner's."""
+
+    @model_validator(mode="after")
+    def _trains_or_reads(self) -> Self:
+        training = {"reference_epochs", "reference_batch", "reference_learning_rate"}
+        if self.reference is not None and (given := sorted(training & self.model_fields_set)):
+            raise ValueError(f"a given `reference` is not trained: leave {', '.join(given)} out")
+        return self
 
     @property
     def followers(self) -> int:

@@ -344,25 +344,30 @@ class SelectionArm(LanguageArm):
 
     draws: Annotated[int, Field(ge=2)] = 2
     """m: number of batches drawn, as the pool to choose from, for each batch trained on."""
-    rounds: PositiveInt = 2
-    """Number of rounds in which documents are chosen under a penalty on similar ones; as many
-    rounds as documents choose one at a time."""
 
     @abstractmethod
     def ranking(self) -> Ranking:
         """The ranking of documents by their values."""
 
     @property
-    def penalty(self) -> float:
-        """Weight of the penalty on similar documents (:class:`Redundancy`)."""
-        return 0.0
+    def redundancy_penalty(self) -> Redundancy:
+        """The penalty on documents that resemble those chosen before them; none by default."""
+        return Redundancy()
 
     def build(self, site: Site) -> OneHotOnChosen:
         selector = DocumentSelector(
             site.learner,
             self.ranking(),
-            Redundancy(self.penalty, self.rounds),
+            self.redundancy_penalty,
             draws=self.draws,
             seed=site.seed,
         )
         return OneHotOnChosen(selector, uses_feedback=self.uses_feedback, alignment=self.valued_by)
+
+
+class SelectionInRoundsArm(SelectionArm):
+    """The keys of selecting arms with a penalty on similar documents."""
+
+    rounds: PositiveInt = 2
+    """Number of rounds in which documents are chosen under the penalty on similar ones, if that is
+    above 0; as many rounds as documents choose one at a time."""
