@@ -4,11 +4,14 @@ import io
 import sys
 from pathlib import Path
 
+import pytest
+import typer
 from rich.console import Console
 
 from vpretrain.cli import init, runs, shell, tables
 from vpretrain.config.recipe import dump, load
 from vpretrain.run.modalities import SCHEMAS
+from vpretrain.system.errors import Stopped, UserError
 
 
 def test_a_redirected_table_is_as_wide_as_columns_says(monkeypatch):
@@ -80,3 +83,31 @@ def test_a_run_folder_may_have_any_name(tmp_path):
     recipe = load("demo-language", [], schemas=SCHEMAS)
     (folder / "recipe.yaml").write_text(dump(recipe))
     assert shell.resolved_recipe(str(folder), None).learner.model == str(folder / "model")
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "tensorboard", "model"])
+def test_what_no_run_wrote_is_not_overwritten_by_one(name, tmp_path):
+    (tmp_path / name).mkdir() if "." not in name else (tmp_path / name).touch()
+    with pytest.raises(UserError, match=f"--out: no run wrote {name} here"):
+        shell.results_folder(tmp_path, "a run")
+    shell.results_folder(tmp_path)
+    (tmp_path / "metrics.jsonl").touch()
+    shell.results_folder(tmp_path, "a run")
+
+
+def test_a_prompt_that_is_left_is_no_bug(monkeypatch):
+    def left(*given, **options):
+        raise typer.Abort
+
+    monkeypatch.setattr(init.sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(init.typer, "prompt", left)
+    with pytest.raises(Stopped, match="you before the first step"):
+        init._asked("--model", "a model")
+
+
+def test_limits_that_a_comparison_leaves_out_are_told(capsys):
+    recipe = load("demo-language", ["budget={steps: 4, seconds: 60}"], schemas=SCHEMAS)
+    assert runs._with_budget(recipe, "steps", None).budget.seconds is None
+    assert "budget.seconds: left out" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"no budget.tokens to match by \(but steps, seconds\)"):
+        runs._with_budget(recipe, "tokens", None)

@@ -18,11 +18,12 @@ from vpretrain.run import checkpoint, launch
 from vpretrain.run.checkpoint import CheckpointManager
 from vpretrain.run.finished_run import designer_state
 from vpretrain.run.launch import finished_result, train_one
+from vpretrain.run.run import Run
 from vpretrain.run.scores import Score
 from vpretrain.run.train import train
 from vpretrain.studies import compare
 from vpretrain.studies.run_files import checkpoints_path
-from vpretrain.system.errors import Fault, UserError
+from vpretrain.system.errors import Fault, Stopped, UserError
 from vpretrain.system.files import write_json
 
 RESULT = {
@@ -302,3 +303,25 @@ def test_a_model_whose_scores_are_not_finite_is_told_before_the_first_step(tmp_p
     with pytest.raises(Fault, match="before the first step test/nll is not finite; the model's"):
         train_one(recipe, tmp_path, lambda record, fraction: steps.append(record))
     assert not steps
+
+
+@pytest.mark.parametrize("when", ["evaluate", "settle"])
+def test_a_signal_before_the_first_step_ends_the_run_at_once(when, tmp_path, monkeypatch):
+    """A scheduler kills what does not end within some seconds, and step 0 and settling take long."""
+    recipe, seen = language_recipe("arm=onehot", "budget.steps=1", "value.settle_steps=9"), []
+
+    def killed(*given):
+        seen.append(given)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {"test/nll": Score(1.0, 0.0, 1, higher_is_better=False)}
+
+    with monkeypatch.context() as patched:
+        if when == "evaluate":
+            patched.setattr("vpretrain.language.modality.evaluate", killed)
+        else:
+            step = Run._step
+            patched.setattr(Run, "_step", lambda run, *given: (killed(), step(run, *given))[1])
+        with pytest.raises(Stopped, match="SIGTERM before the first step; the same command begins"):
+            train_one(recipe, tmp_path, lambda record, fraction: None)
+    assert len(seen) == 1
+    assert train_one(recipe, tmp_path, lambda record, fraction: None)["steps"] == 1

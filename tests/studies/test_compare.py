@@ -150,18 +150,23 @@ def test_data_that_changed_between_two_commands_are_refused_with_both_hashes(tmp
     compared(tmp_path, arms=("onehot",), seeds=1, amount=1)
     environment = tmp_path / "environment.json"
     written = json.loads(environment.read_text())
-    mine, written["data_hashes"]["evaluation"] = written["data_hashes"]["evaluation"], "0" * 64
+    source = next(name for name in written["data_hashes"] if name.startswith("stream/"))
+    mine, written["data_hashes"][source] = written["data_hashes"][source], "0" * 64
     environment.write_text(json.dumps(written))
     with pytest.raises(UserError) as refused:
         compared(tmp_path, seeds=1, amount=1)
     message = str(refused.value)
-    assert "data of evaluation" in message and mine[:16] in message and "0" * 16 in message
+    assert f"data of {source}" in message and mine[:16] in message and "0" * 16 in message
     assert "--accept-changes" in message
     assert not (tmp_path / "runs" / "closed_form-0.json").exists(), "nothing was run"
-    change = {"what": "data of evaluation", "before": "0" * 16, "now": mine[:16]}
+    change = {"what": f"data of {source}", "before": "0" * 16, "now": mine[:16]}
     assert compared(tmp_path, seeds=1, amount=1, accept_changes=True)["changes"] == [change]
     again = compared(tmp_path, seeds=1, amount=1)  # the table still holds what was mixed
     assert again["changes"] == [change] == json.loads(environment.read_text())["changes"]
+    written["data_hashes"]["evaluation"] = "0" * 64
+    environment.write_text(json.dumps(written))
+    with pytest.raises(UserError, match="scored before this changed: name another folder"):
+        compared(tmp_path, seeds=1, amount=1, accept_changes=True)
 
 
 def test_a_recipe_that_changed_is_accepted_by_name(tmp_path):

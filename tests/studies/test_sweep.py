@@ -228,6 +228,10 @@ def test_data_that_changed_under_a_search_are_refused_and_named_where_they_are_a
     result = sweeps.sweep(plan(), trials=1, out=out, accept_changes=True)
     change = {"what": "data of stream/problems", "before": "0" * 16, "now": mine[:16]}
     assert result["changes"] == [change]
+    environment["data_hashes"] = {"evaluation": "0" * 64}
+    (out / "environment.json").write_text(json.dumps(environment))
+    with pytest.raises(UserError, match="scored before this changed"):
+        sweeps.sweep(plan(), trials=1, out=out, accept_changes=True)
 
 
 def test_several_objectives_leave_a_front(here):
@@ -306,8 +310,10 @@ def test_what_is_only_known_once_the_model_is_there_is_said_too(here):
     with pytest.raises(UserError, match=r"evaluate\.every"):
         plan(SPACE + "  prune: true\n", "evaluate.every=0")
     sweeps.sweep(plan(), trials=1, out=here / "b")
-    with pytest.raises(UserError, match="another search"):
-        sweeps.sweep(plan(SPACE.replace("1.0]", "1.5]")), trials=1, out=here / "b")
+    with pytest.raises(UserError, match="begun with another value") as refused:
+        sweeps.sweep(plan(SPACE.replace("1.0]", "1.5]"), "seed=7"), trials=1, out=here / "b")
+    assert {each.where for each in refused.value.problems} == {"seed", "sweep.keys.designer.tilt.1"}
+    sweeps.sweep(plan(SPACE, "description=another"), trials=1, out=here / "b")
 
 
 def test_without_optuna_the_extra_is_named(monkeypatch):

@@ -72,7 +72,7 @@ def main() -> None:
     except SystemExit as ended:
         if ended.code != _INTERRUPTED:
             raise
-        _exit("stopped; what was finished is kept", 3)
+        _exit("stopped; what was finished is kept, and the same command goes on", 3)
     except Stopped as stop:
         _exit(f"stopped by {escape(str(stop))}", stop.exit_code)
     except (UserError, Fault) as error:

@@ -85,7 +85,8 @@ def evaluate(
     from vpretrain.language.evaluation.problems import chosen
     from vpretrain.language.evaluation.scoring import Sampling
 
-    folder = shell.results_folder(out or Path("runs") / f"evaluate-{Path(model).name}")
+    folder = shell.results_folder(out or Path("runs") / f"evaluate-{benchmarks.label(model)}")
+    benchmarks.check_folder(folder, model)
     problems = chosen(
         tasks,
         root=data_root,

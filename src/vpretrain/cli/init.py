@@ -16,7 +16,7 @@ import typer
 from vpretrain.cli import shell
 from vpretrain.cli.shell import Json, say
 from vpretrain.config.recipe import load
-from vpretrain.system.errors import UserError, renamed, user_error
+from vpretrain.system.errors import Stopped, UserError, renamed, user_error
 from vpretrain.system.files import write_text
 
 if TYPE_CHECKING:
@@ -148,7 +148,10 @@ def _asked(flag: str, question: str, default: str | None = None) -> str:
             "this is missing, and there is no terminal to ask on; give the flag",
             accepted=question if default is None else f"{question}: {default}, say",
         )
-    return str(typer.prompt(question, default=default, err=True))
+    try:
+        return str(typer.prompt(question, default=default, err=True))
+    except typer.Abort:
+        raise Stopped("you") from None
 
 
 def _of_pictures(

@@ -24,7 +24,7 @@ def check(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False
         from vpretrain.cli.tables import examined_lines
         from vpretrain.studies.check import examine
 
-        result = examine(recipe, overrides or [])
+        result = examine(recipe, overrides or [], shell.resolved_recipe)
     for line in examined_lines(result):
         say(console, line)
     shell.emit({"problems": [vars(problem) for problem in result.problems]}, as_json)

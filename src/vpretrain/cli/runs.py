@@ -170,11 +170,16 @@ def _with_budget(resolved: Recipe, match: Measure, budget: float | None) -> Reci
     accepted = "a number above 0" if match == "seconds" else "a whole number above 0"
     amount = budget if budget is not None else getattr(resolved.budget, match)
     if amount is None:
-        message = f"the recipe has no budget.{match} to match by; say how much"
+        own = ", ".join(name for name, limit in resolved.budget if limit is not None)
+        message = f"the recipe has no budget.{match} to match by (but {own}): say how much"
         raise user_error("--budget", message, accepted=accepted)
     if not math.isfinite(amount) or amount <= 0 or (match != "seconds" and amount % 1):
         message = f"a run cannot use up so many {match}"
         raise user_error("--budget", message, value=amount, accepted=accepted)
+    others = [name for name, limit in resolved.budget if limit is not None and name != match]
+    if others:
+        line = f"budget.{' and budget.'.join(others)}: left out, since arms are matched by {match}"
+        say(shell.console_for_people(True), line)
     return with_budget(resolved, match, amount)
 
 

@@ -25,6 +25,7 @@ from rich.progress import (
 from vpretrain.config.recipe import Recipe, load
 from vpretrain.config.section import look_up
 from vpretrain.system.errors import user_error
+from vpretrain.system.lock import PID_FILE
 from vpretrain.system.timing import Pace
 
 RecipeName = Annotated[
@@ -208,6 +209,8 @@ _MARKS = {
     "a search": "sweep.db",
 }
 """File that exists from the beginning, by what a folder holds."""
+_OVERWRITTEN = ("recipe.yaml", "tensorboard", "model")
+"""What a run writes that a folder may hold for other reasons."""
 
 
 def results_folder(path: Path, holds: str | None = None) -> Path:
@@ -238,6 +241,12 @@ def results_folder(path: Path, holds: str | None = None) -> Path:
         raise user_error(
             "--out", f"no permission to write in {there}; name another folder", value=str(path)
         )
+    foreign = [name for name in _OVERWRITTEN if (path / name).exists()]
+    begun = any((path / mark).exists() for mark in (*_MARKS.values(), PID_FILE))
+    if holds == "a run" and foreign and not begun:
+        message = f"no run wrote {' and '.join(foreign)} here, which this one would overwrite"
+        accepted = "a new folder"
+        raise user_error("--out", message, value=str(path), accepted=accepted)
     for other, mark in _MARKS.items():
         if holds not in (None, other) and (path / mark).exists():
             message = f"this folder holds {other}, and {holds} would be mixed with it; name another"

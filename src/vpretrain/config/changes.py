@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ trained.
 """
 
 
-def changes(folder: Path, recipe: Recipe, fix: str) -> list[Problem]:
+def changes(
+    folder: Path, recipe: Recipe, fix: str, *, beside: Mapping[str, Any] | None = None
+) -> list[Problem]:
     """Returns one problem for every key that differs from the folder's ``recipe.yaml``.
 
     Empty if there is no such file.
@@ -29,6 +32,7 @@ def changes(folder: Path, recipe: Recipe, fix: str) -> list[Problem]:
         folder: of a run or a comparison.
         recipe: the recipe to resume it with.
         fix: advice for the message.
+        beside: sections that the file has beside the recipe's (``sweep``), as they are now.
 
     Returns:
         The problems; a single one if this version cannot read the folder's recipe.
@@ -42,11 +46,13 @@ def changes(folder: Path, recipe: Recipe, fix: str) -> list[Problem]:
     tree = parse(path.read_text(encoding="utf-8", errors="replace"), lambda line: f"{path}:{line}")[
         0
     ]
+    others = {name: tree.pop(name, None) for name in beside or {}}
     try:
         tree = type(recipe).model_validate_json(json.dumps(tree)).model_dump(mode="json")
     except ValidationError:
         return [_unreadable(path, fix)]
-    before, now = _flat(tree), _flat(recipe.model_dump(mode="json"))
+    before = _flat({**tree, **others})
+    now = _flat({**recipe.model_dump(mode="json"), **(beside or {})})
     message = f"{folder} was begun with another value: {fix}"
     return [
         Problem(key, repr(now.get(key)), repr(before.get(key)), message)

@@ -235,7 +235,10 @@ def _run(folder: Path, recipe: dict[str, Any], text: str) -> Section:
         message = "the recipe has no seed; was it edited?"
         raise user_error(f"{folder / 'recipe.yaml'}", message, accepted="a number")
     if result is None and not records:
-        message = "this run has not taken a step yet; wait for its first"
+        message = (
+            "this run has not taken a step yet: wait for its first or, if it was stopped, give the "
+            "same train command again"
+        )
         raise user_error(str(path), message, accepted="one line a step")
     if result is None:
         notes.append(

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,20 @@ def accepted_changes(folder: Path, problems: Sequence[Problem], *, accept: bool)
     now = [{"what": p.where, "before": p.accepted, "now": p.value} for p in problems]
     before = _written_environment(folder).get("changes")
     return [*(before if isinstance(before, list) else ()), *now]
+
+
+def of_evaluation(changed: Problem) -> bool:
+    """Whether scores before and after a change are of different rows, or by different rules."""
+    keys = ("evaluate.", "data.evaluation", "data of evaluation")
+    return changed.where.startswith(keys) and changed.where != "evaluate.every"
+
+
+def refuse_other_scores(folder: Path, changed: Sequence[Problem]) -> None:
+    """Raises UserError if a change leaves finished runs of a folder with scores of other rows or
+    rules, which cannot be accepted: they would be compared with new ones."""
+    if scored := [problem for problem in changed if of_evaluation(problem)]:
+        message = f"the runs in {folder} were scored before this changed: name another folder"
+        raise UserError(*(replace(problem, message=message) for problem in scored))
 
 
 def _written_environment(folder: Path) -> dict[str, Any]:

@@ -18,7 +18,14 @@ from vpretrain.run.build import new_step, seed_run
 from vpretrain.run.checkpoint import CheckpointManager
 from vpretrain.run.finished_run import DESIGNER, designer_state
 from vpretrain.run.flops import Cost, rehearse
-from vpretrain.run.folder import Change, RunFolder, accepted_changes, changed_data, drawing
+from vpretrain.run.folder import (
+    Change,
+    RunFolder,
+    accepted_changes,
+    changed_data,
+    drawing,
+    of_evaluation,
+)
 from vpretrain.run.manifest import MODEL as MODEL_MANIFEST
 from vpretrain.run.manifest import Damaged, verify, write_manifest
 from vpretrain.run.modalities import MODALITIES
@@ -75,7 +82,10 @@ def train_one(
         if problems := [*(changed if not accept_changes else ()), *missing(recipe.track)]:
             raise UserError(*problems)  # before anything is read
         if finished is not None and not changed:
-            notify("this run is finished; nothing was done")
+            notify(
+                "this run is finished; nothing was done, and the data were not read: to train on "
+                "changed data name another folder"
+            )
             result: dict[str, Any] = finished
             return result | {"run_dir": str(folder)}  # which may have been moved
         seed_run(recipe)
@@ -142,7 +152,7 @@ class Launch:
                 problems = [*changed, *changed_data(self.folder, hashes)]
                 problems = distributed.broadcast_object(problems)
                 changes = accepted_changes(self.folder, problems, accept=accept_changes)
-                if any(map(_of_evaluation, problems)):
+                if any(map(of_evaluation, problems)):
                     self.notify("the evaluation has changed: step 0 is measured by it")
                     step0 = parts.evaluate()  # still of the untouched checkpoint
             run = Run(
@@ -259,12 +269,6 @@ class Launch:
 
         distributed.from_first_rank(save_results)
         return summary
-
-
-def _of_evaluation(changed: Problem) -> bool:
-    """Whether scores before and after a change are of different rows, or by different rules."""
-    keys = ("evaluate.", "data.evaluation", "data of evaluation")
-    return changed.where.startswith(keys) and changed.where != "evaluate.every"
 
 
 def _make_room(place: Path) -> None:

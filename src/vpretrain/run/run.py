@@ -108,16 +108,19 @@ class Run:
         Raises:
             UserError: the budget is used up before the first step, or see :meth:`go_on`.
             Fault: a score of step 0 is not finite.
+            Stopped: a signal was received; there is nothing to save yet.
         """
         parts, keep_best = self.parts, self.recipe.checkpoint.keep_best
         if self.go_on():
             return
         step0 = self.measured_step0
         self.state.step0 = parts.evaluate() if step0 is None else step0
+        self._end_if_stopped()
         check_finite(self.state.step0, "before the first step", STEP0_FIX)
         if self.checkpoints is not None and keep_best is not None and self.state.step0:
             measured(keep_best, self.state.step0)  # now, and not hours later
         self.prepared = self._prepare()
+        self._end_if_stopped()
         if self.prepared and self.agree_on_end():
             raise self._used_up("what the arm trains beforehand", "let it train on less")
         seed_run(self.recipe)
@@ -130,10 +133,21 @@ class Run:
                 self._step(batch, 0.0, 0.0)
             except NonFinite as fault:
                 self.recover(batch, fault)
+            self._end_if_stopped()
         self.step_once.count = 0
         if parts.on_stream and self.agree_on_end():
             raise self._used_up(*self._settling(self.recipe.value.settle_steps))
         self.state.prepared = replace(self.state.spent)
+
+    def _end_if_stopped(self) -> None:
+        """Raises Stopped if any process received a signal before the first step."""
+        (stopping,) = distributed.any_rank(self.stop is not None and self.stop.by is not None)
+        if stopping:
+            raise Stopped(self._stopped_by)
+
+    @property
+    def _stopped_by(self) -> str:
+        return (self.stop and self.stop.by) or "a signal to another process"
 
     def go_on(self) -> bool:
         """Loads the checkpoint to resume from, on the first call; returns whether there is one.
@@ -162,8 +176,8 @@ class Run:
             raise user_error("--out", message) from error
 
     def _prepare(self) -> Metrics:
-        """Prepares feedback and designer; its cost is charged to the budget and returned for the
-        first record."""
+        """Prepares feedback and designer; the seconds, and the designer's tokens and FLOPs, are
+        charged to the budget and returned for the first record."""
         with self.state.spent.timing():
             started = time.perf_counter()
             if self.parts.designer.uses_feedback:
@@ -327,8 +341,7 @@ class Run:
             if checkpoints is not None:
                 checkpoints.wait()
                 self._check_written(steps)
-            by = (self.stop and self.stop.by) or "a signal to another process"
-            raise Stopped(by, f"step {steps}")
+            raise Stopped(self._stopped_by, f"step {steps}")
 
     def _check_written(self, steps: int) -> None:
         """Raises Fault if the checkpoint after a signal was not written: Stopped promises that the

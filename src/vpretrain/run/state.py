@@ -110,15 +110,16 @@ class RunState:
     def rewind(self, state: State) -> None:
         """Returns to an earlier state of this run, but continues with the data that follow.
 
-        Log and best model stay as they are, and all seconds and FLOPs remain charged.
+        Log and best model stay as they are; all seconds, FLOPs and drawn tokens remain counted.
         """
         stream, meta = self.parts.stream.state_dict(), self.parts.meta_batches
         meta_batches = None if meta is None else meta.state_dict()
         kept = self.records, self.digest, self.batches, self.best, self.best_metric
-        seconds, flops = self.spent.seconds, self.spent.flops
+        seconds, flops, drawn = self.spent.seconds, self.spent.flops, self.drawn
         self.load_state_dict(state)
         self.parts.stream.load_state_dict(stream)
         if meta is not None and meta_batches is not None:
             meta.load_state_dict(meta_batches)
         self.records, self.digest, self.batches, self.best, self.best_metric = kept
         self.spent.seconds, self.spent.flops, self.rewound = seconds, flops, True
+        self.drawn = drawn

@@ -58,6 +58,7 @@ def train(run: Run) -> Result:
             batch, metrics = run.take(drawn)  # with a selector, batch is a part of drawn
         except NonFinite as fault:
             run.recover(drawn, fault)  # skip, rewind once, then raise
+            run.state.drawn += drawn.tokens
             run.state.add_digest(drawn.digest())
             continue
         run.advance(batch, drawn)

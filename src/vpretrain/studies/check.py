@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import ceil
 from typing import Any
 
@@ -165,15 +166,19 @@ def check(source: str, overrides: Sequence[str]) -> list[Problem]:
     return examine(source, overrides).problems
 
 
-def examine(source: str, overrides: Sequence[str]) -> Examined:
+def examine(
+    source: str, overrides: Sequence[str], read: Callable[[str, list[str]], Recipe] | None = None
+) -> Examined:
     """Checks everything that can be wrong; nothing is trained or written.
 
     Args:
         source: a packaged name or a path, as in :func:`vpretrain.config.recipe.load`.
         overrides: ``dotted.key=value`` each.
+        read: reads the recipe from both, in place of that function.
     """
     try:
-        recipe = load(source, overrides, schemas=SCHEMAS)
+        read = read or partial(load, schemas=SCHEMAS)
+        recipe = read(source, [*overrides])
     except UserError as error:
         return Examined(list(error.problems))
     try:

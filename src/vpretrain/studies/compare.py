@@ -26,6 +26,7 @@ from vpretrain.run.folder import (
     changed_data,
     drawing,
     environment,
+    refuse_other_scores,
     write_environment,
 )
 from vpretrain.run.modalities import MODALITIES
@@ -134,6 +135,8 @@ def compare(
     hashes = worker.modality.data_hashes(worker.materials)
     changed += changed_data(out, hashes)
     noted = accepted_changes(out, changed, accept=accept_changes)
+    if (out / "runs" / "step0.json").is_file():
+        refuse_other_scores(out, changed)
     with writing(out):
         progress(len(finished), total, "measuring the model before training (step 0)", 0.0)
         step0 = worker.step0(arms[0])

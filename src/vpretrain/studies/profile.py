@@ -50,12 +50,12 @@ def profile(recipe: Recipe, *, arms: Sequence[str], rounds: int, warm_up: int) -
         warm_up: rounds before them that are not measured, >= 1.
 
     Returns:
-        ``{arms: {name: {tokens_per_second, spread, peak_bytes, flops}}, ratios: {throughput,
-        memory, flops}, shares: {name: {part: fraction}}, ...}``. Throughput is the median over
-        rounds, ``spread`` its interquartile range as a fraction of the median, and a ratio the
-        median of the ratios of corresponding rounds. ``flops`` are counted per step, including the
-        meta step's share. Memory is the process's peak above its use before the learner was built
-        (device memory on an accelerator).
+        ``{arms: {name: {tokens_per_second, spread, peak_bytes, flops}}, ratios: {throughput:
+        {name: ratio}, memory: {...}, flops: {...}}, shares: {name: {part: fraction}}, ...}``.
+        Throughput is the median over rounds, ``spread`` its interquartile range as a fraction of
+        the median, and a ratio the median of the ratios of corresponding rounds. ``flops`` are
+        counted per step, including the meta step's share. Memory is the process's peak above its
+        use before the learner was built (device memory on an accelerator).
 
     Raises:
         UserError: there are no arms, or an arm is unknown, given twice, or not trained on the

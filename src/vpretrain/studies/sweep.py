@@ -19,11 +19,18 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from vpretrain.config.changes import changes
 from vpretrain.config.recipe import Recipe, dump
 from vpretrain.config.sweep import Alternatives, Range
 from vpretrain.config.yaml_places import written
 from vpretrain.run.flops import cost_in_budget
-from vpretrain.run.folder import Change, accepted_changes, changed_data, write_environment
+from vpretrain.run.folder import (
+    Change,
+    accepted_changes,
+    changed_data,
+    refuse_other_scores,
+    write_environment,
+)
 from vpretrain.run.modalities import MODALITIES
 from vpretrain.run.resources import smaller
 from vpretrain.run.run import Record, Run
@@ -230,6 +237,9 @@ def _study(out: Path) -> optuna.Study:
     return study
 
 
+_FIX = "give it back, or name another folder with --out"
+
+
 def _ended_trials(study: optuna.Study) -> list[FrozenTrial]:
     """Returns trials that ended, without those whose process died."""
     ended = study.get_trials(
@@ -249,22 +259,17 @@ def _open_study(plan: Plan, out: Path, accept: bool) -> tuple[dict[str, float], 
     Returns the scores of the untouched checkpoint, and the accepted changes.
     """
     path = out / "recipe.yaml"
-    description = dump(plan.recipe) + written(
-        {"sweep": plan.sweep.model_dump(mode="json", exclude_none=True)}
-    )
-    if path.is_file() and path.read_text(encoding="utf-8") != description:
-        message = "this folder holds another search; name another folder, or remove it"
-        raise user_error(
-            "--out",
-            message,
-            value=str(out),
-            accepted="a new folder, or the same recipe and overrides",
-        )
+    section = {"sweep": plan.sweep.model_dump(mode="json", exclude_none=True)}
+    if changed := changes(out, plan.recipe, _FIX, beside=section):
+        raise UserError(*changed)  # its trials are of another search
     modality = MODALITIES[plan.recipe.modality]()
     materials = modality.load(plan.recipe)
     hashes = modality.data_hashes(materials)
-    accepted = accepted_changes(out, changed_data(out, hashes), accept=accept)
+    changed = changed_data(out, hashes)
+    accepted = accepted_changes(out, changed, accept=accept)
     scores_path = out / "step0.json"
+    if scores_path.is_file():
+        refuse_other_scores(out, changed)
     if not scores_path.is_file():
         scores = modality.build(plan.recipe, materials).evaluate()
         check_finite(scores, "before the first step", STEP0_FIX)
@@ -282,7 +287,7 @@ def _open_study(plan: Plan, out: Path, accept: bool) -> tuple[dict[str, float], 
         optuna.create_study(
             study_name="sweep", storage=_storage(out), directions=directions, load_if_exists=True
         )
-        path.write_text(description, encoding="utf-8")
+        path.write_text(dump(plan.recipe) + written(section), encoding="utf-8")
         write_json(scores_path, {name: score.value for name, score in scores.items()})
     write_environment(out, hashes, accepted)
     return _step0(scores_path, plan.sweep.objectives), accepted
