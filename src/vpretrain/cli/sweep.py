@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from vpretrain.cli import shell
-from vpretrain.cli.shell import AcceptChanges, Json, Out, Overrides, RecipeName, say
+from vpretrain.cli.shell import Json, Out, Overrides, RecipeName, say
 
 app = typer.Typer()
 
@@ -25,7 +25,9 @@ def sweep(
         int, typer.Option(min=1, help="Trials at a time, in processes of their own.")
     ] = 1,
     out: Out = None,
-    accept_changes: AcceptChanges = False,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Go on although data were changed.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Searches what a recipe's `sweep` section names; the same command goes on. The best trial is

@@ -117,3 +117,8 @@ def test_a_reference_of_another_tokenizer_is_refused(materials, tmp_path):
     recipe = tiny_recipe("arm=rho1", f"designer.reference={tmp_path / 'other'}")
     with pytest.raises(UserError, match=r"designer\.reference.*another tokenizer"):
         Language().build(recipe, materials)
+
+
+def test_keys_of_training_a_reference_are_refused_beside_one_that_is_given():
+    with pytest.raises(UserError, match="not trained: leave reference_epochs out"):
+        tiny_recipe("arm=rho1", "designer.reference=folder", "designer.reference_epochs=2")

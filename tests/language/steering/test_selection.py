@@ -374,3 +374,9 @@ def test_what_finds_no_room_is_rather_the_last_of_those_chosen():
     assert placed == [0, 1, 2, 4, 5]
     rows = [[each.origin for each in batch.documents] for batch in batches]
     assert sorted(rows[0]) == ["1", "2", "3", "4", "5"]
+
+
+def test_rounds_are_keys_of_arms_with_a_penalty_alone():
+    assert tiny_recipe("arm=opus", "designer.rounds=3").designer.redundancy_penalty.rounds == 3
+    with pytest.raises(UserError, match=r"designer\.rounds"):
+        tiny_recipe("arm=random_selection", "designer.kind=random_selection", "designer.rounds=3")
