@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from studies.starts import CLEAN, CLOSED, DEV, GSM, NOISY, C, D, F, W
+from studies.starts import CLEAN, CLOSED, DEV, GSM, MAJORITY, NOISY, C, D, F, W
 from studies.study import STUDIES, Start, add
 
 BEFORE = (
@@ -196,6 +196,27 @@ add(
     },
     "evaluate.split=dev",
     CENTRAL,
+)
+ALONE = "data.packing=false data.batch_size={} learner.accumulate={}"
+add(
+    "dev-few-documents",
+    "weights among few documents: 80 a step, in batches of fewer",
+    "demo-language",
+    (replace(MAJORITY[0], seeds=(100, 101)),),
+    {
+        "onehot": "arm=onehot " + ALONE.format(80, 1),
+        **{
+            f"document_weights, {size} in a batch": f"{D} " + ALONE.format(size, 80 // size)
+            for size in (80, 16, 8, 4, 2)
+        },
+        **{
+            f"token_weights, {size} in a batch": f"{W} " + ALONE.format(size, 80 // size)
+            for size in (80, 4, 2)
+        },
+    },
+    "evaluate.split=dev",
+    "budget.steps=120",
+    "evaluate.every=0",
 )
 add(
     "dev-cheaper",
