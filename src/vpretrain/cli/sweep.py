@@ -32,6 +32,7 @@ def sweep(
 ) -> None:
     """Searches what a recipe's `sweep` section names; the same command goes on. The best trial is
     written as a recipe."""
+    from vpretrain.studies.sweep import listed
     from vpretrain.studies.sweep import sweep as search
     from vpretrain.studies.sweep_plan import Plan
 
@@ -47,16 +48,12 @@ def sweep(
             accept_changes=accept_changes,
             progress=progress,
         )
-    say(console, f"step 0: {_listed(result['step0'])}")
+    say(console, f"step 0: {listed(result['step0'])}")
     for entry in result["front"] or [result["best"]]:
         values = ", ".join(f"{key}={value}" for key, value in entry["parameters"].items())
-        say(console, f"trial {entry['number']}: {_listed(entry['values'])}; {values}")
+        say(console, f"trial {entry['number']}: {listed(entry['values'])}; {values}")
         say(console, f"    recipe: {entry['recipe']}")
     if result["pruned"] or result["failed"]:
         say(console, f"{result['pruned']} trials pruned, {result['failed']} failed")
     shell.say_changes(console, result)
     shell.emit(result, as_json)
-
-
-def _listed(scores: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in scores.items())

@@ -46,7 +46,7 @@ def changes(
     tree = parse(path.read_text(encoding="utf-8", errors="replace"), lambda line: f"{path}:{line}")[
         0
     ]
-    others = {name: tree.pop(name, None) for name in beside or {}}
+    others = {name: tree.pop(name, None) for name in beside or {} if isinstance(tree, dict)}
     try:
         tree = type(recipe).model_validate_json(json.dumps(tree)).model_dump(mode="json")
     except ValidationError:

@@ -166,7 +166,7 @@ def _run_trial(plan: Plan, out: Path, tell: Callable[[Any], None]) -> str:
         return f"trial {trial.number}: failed: {reason.splitlines()[0]}"
     scores = {metric: result.final[metric].value for metric in plan.sweep.objectives}
     study.tell(trial, [*scores.values()])
-    return f"trial {trial.number}: {_format_scores(scores)}"
+    return f"trial {trial.number}: {listed(scores)}"
 
 
 def _train(recipe: Recipe, plan: Plan, trial: optuna.Trial, tell: Callable[[Any], None]) -> Result:
@@ -204,7 +204,8 @@ def _train(recipe: Recipe, plan: Plan, trial: optuna.Trial, tell: Callable[[Any]
         return train(run)
 
 
-def _format_scores(scores: Mapping[str, float]) -> str:
+def listed(scores: Mapping[str, float]) -> str:
+    """Scores by name in one line."""
     return ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
 
 
@@ -343,7 +344,7 @@ def _entry(plan: Plan, trial: FrozenTrial, path: Path) -> dict[str, Any]:
         for key, value in trial.params.items()
     }
     scores = dict(zip(plan.sweep.objectives, trial.values, strict=True))
-    trained = f"# Trial {trial.number} of a sweep of {plan.source}: {_format_scores(scores)}."
+    trained = f"# Trial {trial.number} of a sweep of {plan.source}: {listed(scores)}."
     head = f"# vpretrain train {path}\n#\n{trained}\n"
     path.write_text(head + dump(plan.at(values, own_budget=True)), encoding="utf-8")
     return {"number": trial.number, "values": scores, "parameters": values, "recipe": str(path)}
