@@ -38,5 +38,5 @@ def test_every_command_of_the_guide_runs(command, tmp_path, monkeypatch):
         said[verb] = called.out + called.err
     assert "no problem found" in said["check"] and "near-duplicates" not in said["check"]
     assert "step 0" in said["compare"] and "step 0" in said["train"]
-    run = Path("runs") / "steer-document_weights-0"
+    run = Path("runs") / "steer-token_weights-0"
     assert (run / "model" / "README.md").is_file() and (run / "explain.html").is_file()

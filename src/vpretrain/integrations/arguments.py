@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from vpretrain.integrations.steering import Steering
+from vpretrain.language.data.amounts import FEW_DOCUMENTS
 from vpretrain.language.steering.rules import DocumentWeightsArm
 from vpretrain.system.errors import Problem
 
@@ -38,8 +39,9 @@ def problems_of(
         yield from _preconditioner(trainer)
 
 
-def weighs_nothing(trainer: Any, steering: Steering) -> bool:
-    """Whether documents are weighted, and each micro-batch holds a single one.
+def weighs_few(trainer: Any, steering: Steering) -> bool:
+    """Whether documents are weighted, and each micro-batch holds fewer than
+    :data:`~vpretrain.language.data.amounts.FEW_DOCUMENTS`.
 
     Packed rows are recognised by TRL's ``packing`` and by their columns.
     """
@@ -48,8 +50,8 @@ def weighs_nothing(trainer: Any, steering: Steering) -> bool:
     packed = getattr(args, "packing", False) or (
         isinstance(first, Mapping) and not first.keys().isdisjoint(("seq_lengths", "position_ids"))
     )
-    alone = args.train_batch_size * args.world_size == 1 and not packed
-    return alone and isinstance(steering.designer, DocumentWeightsArm)
+    few = args.train_batch_size * args.world_size < FEW_DOCUMENTS and not packed
+    return few and isinstance(steering.designer, DocumentWeightsArm)
 
 
 def _losses(trainer: Any, compute_loss: Callable[..., Any]) -> Iterator[Refusal]:
