@@ -180,7 +180,7 @@ class HeadPass:
             accepted = "K distinct tokens a row, the true one first"
             raise user_error("targets.ids", message, accepted=accepted)
         with torch.no_grad():
-            scores = wide(candidate_scores(*self.chunks.operands(), ids))
+            scores = wide(candidate_scores(*self.chunks.operands, ids))
             bias = self.head.bias
             return self.head.finish(scores if bias is None else scores + bias[ids])
 
@@ -245,7 +245,7 @@ class HeadPass:
             sparse *= slope
         live = mass.any(dim=0)  # only the true token under one-hot targets
         live[0] = True
-        dense.subtract(task.ids[:, live], sparse[:, live], *self.chunks.operands())
+        dense.subtract(task.ids[:, live], sparse[:, live], *self.chunks.operands)
         return dense
 
     def _dense(self, weights: Tensor, wanted: Wanted) -> Gradients:

@@ -87,6 +87,7 @@ class _Gathered(torch.autograd.Function):
         ctx.save_for_backward(*inputs[1:3])
         ctx.save_for_forward(*inputs[1:3])
         ctx.transposed = inputs[3]
+        ctx.set_materialize_grads(False)  # forward mode would fill zeros for the weight
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -87,8 +88,11 @@ class Chunks:
         self.dtype = torch.get_autocast_dtype(device) if autocast else hidden.dtype
         self.rows = rows or max(1, for_kind(CHUNK_LOGITS, device) // self.vocabulary)
 
+    @cached_property
     def operands(self) -> tuple[Tensor, Tensor]:
-        """The factors of the scores: scaled hidden states and weight, detached."""
+        """The factors of the scores: scaled hidden states and weight, detached.
+
+        Under autocast they are copies, of which a large weight's costs as much as a product."""
         states, weight = self.hidden.detach() * self.head.scale, self.head.weight.detach()
         return states.to(self.dtype), weight.to(self.dtype)
 
@@ -121,7 +125,7 @@ class Chunks:
         ``slopes`` kept by an earlier pass are consumed rather than recomputed."""
         dense, start = self.empty(wanted), 0
         if slopes is not None and weights is not None and not wanted[0]:
-            states, weight = self.operands()
+            states, weight = self.operands
             for kept in slopes.release():
                 rows = slice(start, start := start + len(kept))
                 dense.add(rows, kept, kept, states[rows], weight, weights[rows])
@@ -158,7 +162,7 @@ class Chunks:
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Processes the chunks of the positions from ``start``; yields candidates, their logits and
         the log-sum-exp of each."""
-        states, weight = self.operands()
+        states, weight = self.operands
         for rows, product, scores in self._buffers(states, slopes, start):
             hidden, labels = states[rows], self.labels[rows, None]
             torch.mm(hidden, weight.t(), out=product)
