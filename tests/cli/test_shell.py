@@ -101,7 +101,7 @@ def test_a_prompt_that_is_left_is_no_bug(monkeypatch):
 
     monkeypatch.setattr(init.sys.stdin, "isatty", lambda: True, raising=False)
     monkeypatch.setattr(init.typer, "prompt", left)
-    with pytest.raises(Stopped, match="you before the first step"):
+    with pytest.raises(Stopped, match="you; the same command"):
         init._asked("--model", "a model")
 
 

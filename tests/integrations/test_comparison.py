@@ -53,18 +53,18 @@ def test_arms_are_compared_over_seeds_and_rows(
     given = dict(seeds=2, answer=r"= ([\d ]+)", new_tokens=4, out=out)
     table = compare_arms(make, held_out, **given)
     said = capsys.readouterr().out
-    assert "step 0" in said and "token_weights: undecided against onehot" in said
+    assert "step 0" in said and "document_weights: undecided against onehot" in said
     assert "Whether your examples helped is not decided" in said.replace("\n", " ")
     assert "one seed decides nothing" not in said
     assert [(run["arm"], run["seed"], run["steps"]) for run in table["runs"]] == [
         ("onehot", 0, 3),
-        ("token_weights", 0, 3),
+        ("document_weights", 0, 3),
         ("onehot", 1, 3),
-        ("token_weights", 1, 3),
+        ("document_weights", 1, 3),
     ]
     assert list(table["metrics"]) == ["held_out/pass@1", "held_out/nll"]
-    pair = table["paired"]["token_weights"]["held_out/nll"]
-    arms = [table["summary"][arm]["held_out/nll"]["mean"] for arm in ("token_weights", "onehot")]
+    pair = table["paired"]["document_weights"]["held_out/nll"]
+    arms = [table["summary"][arm]["held_out/nll"]["mean"] for arm in ("document_weights", "onehot")]
     assert pair["difference"] == pytest.approx(arms[0] - arms[1])
     low, high = pair["items"]["ci95"]  # over the rows, beside the one over seeds
     assert low <= pair["difference"] <= high and pair["ci95"] is not None
@@ -186,7 +186,7 @@ def test_runs_that_are_no_pair_are_refused(make, held_out, feedback, tmp_path):
         (
             (lambda arm, seed: make("onehot", seed), held_out, "Steering arm: .*another"),
             (lambda arm, seed: make(arm, 3), held_out, "args.seed: .*another"),
-            (other_weights, held_out, "token_weights, seed 0: .*other weights to start from"),
+            (other_weights, held_out, "document_weights, seed 0: .*other weights to start from"),
             (make, feedback, "held_out: 40 of 40 rows are also in feedback_dataset"),
         )
     ):

@@ -40,7 +40,7 @@ def test_its_scripts_run_one_after_the_other(tmp_path, monkeypatch, capsys, no_p
         exec(compile(block, "trainer.md", "exec"), names)
     assert len(blocks) == 3 and names["trainer"].state.global_step == 2
     said = capsys.readouterr().out
-    assert "token_weights: undecided against onehot" in said
+    assert "document_weights: undecided against onehot" in said
     assert "one seed decides nothing: compare three or more" in said
     assert Path("runs/compare-trainer/report.html").is_file()
 

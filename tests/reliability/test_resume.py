@@ -17,7 +17,7 @@ from vpretrain.language.feedback.checkers import CHECKERS
 from vpretrain.language.steering.arms import ARMS as LANGUAGE_ARMS
 from vpretrain.models.trainable_state import load_trained_state
 from vpretrain.run.checkpoint import CheckpointManager
-from vpretrain.run.launch import train_one
+from vpretrain.run.launch import FINISHED, train_one
 from vpretrain.run.run import Run
 from vpretrain.run.train import train
 from vpretrain.system.errors import Fault, Stopped, UserError
@@ -180,7 +180,7 @@ def test_a_finished_run_says_so_and_does_nothing(words, tmp_path):
     again = train_one(
         recipe, tmp_path, lambda record, fraction: steps.append(record), notify=said.append
     )
-    assert again == first and said == ["this run is finished; nothing was done"] and not steps
+    assert again == first and said == [FINISHED] and not steps
 
 
 def test_a_changed_recipe_is_refused_with_its_keys_and_can_be_accepted(words, tmp_path):
@@ -211,7 +211,7 @@ def test_what_is_not_trained_may_change(words, tmp_path):
         "arm=onehot", "budget.steps=2", "checkpoint.keep_last=5", "learner.shard=true"
     )
     train_one(other, tmp_path, lambda record, fraction: None, notify=said.append)
-    assert said == ["this run is finished; nothing was done"]
+    assert said == [FINISHED]
 
 
 class Poisoned:
@@ -394,5 +394,5 @@ def test_step_0_is_measured_as_the_end_is_where_a_resume_changes_the_evaluation(
     assert result["step0"].keys() == result["final"].keys() and "step 0" in " ".join(told)
     assert gone_on("budget.steps=2", "evaluate.split=dev")[1:] == (
         result,
-        ["this run is finished; nothing was done"],
+        [FINISHED],
     )

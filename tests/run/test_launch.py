@@ -17,7 +17,7 @@ from vpretrain.language import Language
 from vpretrain.run import checkpoint, launch
 from vpretrain.run.checkpoint import CheckpointManager
 from vpretrain.run.finished_run import designer_state
-from vpretrain.run.launch import finished_result, train_one
+from vpretrain.run.launch import FINISHED, finished_result, train_one
 from vpretrain.run.run import Run
 from vpretrain.run.scores import Score
 from vpretrain.run.train import train
@@ -107,7 +107,7 @@ def test_a_finished_run_whose_model_is_not_as_it_was_is_finished_again(tmp_path,
     (tmp_path / "model" / "README.md").write_text("My own words.")
     results = json.loads((tmp_path / "result.json").read_text())
     assert again() == results
-    assert lines == ["this run is finished; nothing was done"]
+    assert lines == [FINISHED]
     write_json(tmp_path / "result.json", results | {"run_dir": "where it was before"})
     assert again()["run_dir"] == str(tmp_path)
     weights.unlink()
@@ -321,7 +321,7 @@ def test_a_signal_before_the_first_step_ends_the_run_at_once(when, tmp_path, mon
         else:
             step = Run._step
             patched.setattr(Run, "_step", lambda run, *given: (killed(), step(run, *given))[1])
-        with pytest.raises(Stopped, match="SIGTERM before the first step; the same command begins"):
+        with pytest.raises(Stopped, match="SIGTERM after step 0; the same command"):
             train_one(recipe, tmp_path, lambda record, fraction: None)
     assert len(seen) == 1
     assert train_one(recipe, tmp_path, lambda record, fraction: None)["steps"] == 1

@@ -41,6 +41,12 @@ from vpretrain.system.lock import writing
 from vpretrain.system.memory import out_of_memory
 from vpretrain.system.signals import Interruption
 
+FINISHED = (
+    "this run is finished; nothing was done, and the data were not read: to train on changed data "
+    "name another folder"
+)
+"""What is said of a run that has nothing left to do."""
+
 
 def train_one(
     recipe: Recipe,
@@ -82,10 +88,7 @@ def train_one(
         if problems := [*(changed if not accept_changes else ()), *missing(recipe.track)]:
             raise UserError(*problems)  # before anything is read
         if finished is not None and not changed:
-            notify(
-                "this run is finished; nothing was done, and the data were not read: to train on "
-                "changed data name another folder"
-            )
+            notify(FINISHED)
             result: dict[str, Any] = finished
             return result | {"run_dir": str(folder)}  # which may have been moved
         seed_run(recipe)

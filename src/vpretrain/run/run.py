@@ -143,7 +143,7 @@ class Run:
         """Raises Stopped if any process received a signal before the first step."""
         (stopping,) = distributed.any_rank(self.stop is not None and self.stop.by is not None)
         if stopping:
-            raise Stopped(self._stopped_by)
+            raise Stopped(self._stopped_by, "step 0")
 
     @property
     def _stopped_by(self) -> str:

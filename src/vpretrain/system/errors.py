@@ -137,7 +137,7 @@ class Stopped(Exception):
 
     Args:
         by: name of the signal or limit.
-        after: progress so far (``step 12``); empty before the first step.
+        after: progress so far (``step 12``).
     """
 
     exit_code = 3
@@ -147,6 +147,5 @@ class Stopped(Exception):
         self.by, self.after = by, after
 
     def __str__(self) -> str:
-        if not self.after:
-            return f"{self.by} before the first step; the same command begins again"
-        return f"{self.by} after {self.after}; the same command goes on from there"
+        when = f" after {self.after}" if self.after else ""
+        return f"{self.by}{when}; the same command goes on from there"
