@@ -169,11 +169,12 @@ def of_evaluation(changed: Problem) -> bool:
     return changed.where.startswith(keys) and changed.where != "evaluate.every"
 
 
-def refuse_other_scores(folder: Path, changed: Sequence[Problem]) -> None:
-    """Raises UserError if a change leaves finished runs of a folder with scores of other rows or
-    rules, which cannot be accepted: they would be compared with new ones."""
-    if scored := [problem for problem in changed if of_evaluation(problem)]:
-        message = f"the runs in {folder} were scored before this changed: name another folder"
+def refuse_other_scores(step0: Path, changed: Sequence[Problem]) -> None:
+    """Raises UserError if a folder has scores, in the file ``step0``, of other rows or by other
+    rules than from now on: they would be compared with new ones."""
+    scored = [problem for problem in changed if of_evaluation(problem)]
+    if scored and step0.is_file():
+        message = f"the results beside {step0} were scored before this changed: name another folder"
         raise UserError(*(replace(problem, message=message) for problem in scored))
 
 

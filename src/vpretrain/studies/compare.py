@@ -103,8 +103,7 @@ def compare(
     Args:
         recipe: with the budget of one run; its own arm and seed are ignored.
         arms: the first is the baseline.
-        seeds: number of seeds, counted up from the recipe's; for one seed all arms see the same
-            stream.
+        seeds: number of seeds, from the recipe's up; all arms of a seed see the same stream.
         match: the measure of the budget (what is equal across arms).
         out: folder for ``compare.json`` and ``runs/``.
         jobs: number of runs at a time, each in its own process; more than one distorts timings.
@@ -135,8 +134,7 @@ def compare(
     hashes = worker.modality.data_hashes(worker.materials)
     changed += changed_data(out, hashes)
     noted = accepted_changes(out, changed, accept=accept_changes)
-    if (out / "runs" / "step0.json").is_file():
-        refuse_other_scores(out, changed)
+    refuse_other_scores(out / "runs" / "step0.json", changed)
     with writing(out):
         progress(len(finished), total, "measuring the model before training (step 0)", 0.0)
         step0 = worker.step0(arms[0])

@@ -269,8 +269,7 @@ def _open_study(plan: Plan, out: Path, accept: bool) -> tuple[dict[str, float], 
     changed = changed_data(out, hashes)
     accepted = accepted_changes(out, changed, accept=accept)
     scores_path = out / "step0.json"
-    if scores_path.is_file():
-        refuse_other_scores(out, changed)
+    refuse_other_scores(scores_path, changed)
     if not scores_path.is_file():
         scores = modality.build(plan.recipe, materials).evaluate()
         check_finite(scores, "before the first step", STEP0_FIX)

@@ -7,10 +7,12 @@ import torch
 
 from tests.language.conftest import tiny_batch, tiny_learner
 from tests.run.test_train import tiny_recipe, trained
+from vpretrain.config.recipe import dump, load
 from vpretrain.language import Language
 from vpretrain.language.steering.reference import ExcessLoss, Reference
 from vpretrain.language.steering.rho1 import TopTokens
 from vpretrain.run import resources
+from vpretrain.run.modalities import SCHEMAS
 from vpretrain.run.resources import disk_needed, memory_needed
 from vpretrain.run.run import Run
 from vpretrain.system.errors import UserError
@@ -119,6 +121,8 @@ def test_a_reference_of_another_tokenizer_is_refused(materials, tmp_path):
         Language().build(recipe, materials)
 
 
-def test_keys_of_training_a_reference_are_refused_beside_one_that_is_given():
-    with pytest.raises(UserError, match="not trained: leave reference_epochs out"):
-        tiny_recipe("arm=rho1", "designer.reference=folder", "designer.reference_epochs=2")
+def test_the_resolved_recipe_of_a_given_reference_loads_again(tmp_path):
+    """A run is resumed and explained by it; it names every key, those of training included."""
+    recipe = tiny_recipe("arm=rho1", "designer.reference=folder")
+    (tmp_path / "recipe.yaml").write_text(dump(recipe))
+    assert load(tmp_path / "recipe.yaml", schemas=SCHEMAS) == recipe

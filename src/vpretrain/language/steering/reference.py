@@ -11,10 +11,9 @@ import copy
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
 
 import torch
-from pydantic import PositiveFloat, PositiveInt, model_validator
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from vpretrain.language.data.rows import Document
@@ -157,20 +156,14 @@ class ReferenceArm(LanguageArm):
     reads_rows = True
 
     reference: Path | None = None
-    """A model with the learner's tokenizer in place of the fine-tuned copy; null: the copy."""
+    """A model with the learner's tokenizer in place of the fine-tuned copy; the keys below do not
+    apply to it. Null: the copy."""
     reference_epochs: PositiveInt = 3
     """Passes over the feedback rows."""
     reference_batch: PositiveInt = 32
     """Feedback rows a step."""
     reference_learning_rate: PositiveFloat | None = None
     """The constant learning rate of the reference's AdamW; null: the learner's."""
-
-    @model_validator(mode="after")
-    def _trains_or_reads(self) -> Self:
-        training = {"reference_epochs", "reference_batch", "reference_learning_rate"}
-        if self.reference is not None and (given := sorted(training & self.model_fields_set)):
-            raise ValueError(f"a given `reference` is not trained: leave {', '.join(given)} out")
-        return self
 
     @property
     def followers(self) -> int:
