@@ -93,6 +93,19 @@ add(
     *TEST,
 )
 add(
+    "smollm2-whole",
+    "the noisy stream, on all 1,319 held-out rows and with Pass@1 on 200 of them",
+    SMOL,
+    (replace(ADAPTED, seeds=(0, 1)),),
+    {"onehot": "arm=onehot", "document_weights": DOCUMENTS},
+    ERRORS,
+    *BFLOAT16,
+    "data.evaluation.test.rows=1319",
+    "evaluate.tasks=[gsm8k]",
+    "evaluate.task_rows=200",
+    "evaluate.task_tokens=160",
+)
+add(
     "smollm2-selection",
     "the noisy stream: weights, selection and rows by hand",
     SMOL,
@@ -216,27 +229,52 @@ add(
     QUESTIONS_AND_PROSE,
     *TEST,
 )
-add(
-    "qwen-without",
-    "adapters of Qwen2.5-Coder-0.5B on the stream that holds no GSM8K text",
-    SMOL,
-    (
-        replace(
-            RELEASED,
-            seeds=(0,),
-            folder="qwen",
-            command="../shared/models/fetch qwen2.5-0.5b MODELS/qwen",
-        ),
-    ),
-    {"onehot": "arm=onehot", "document_weights, tilt 1.5, no shrinkage": DOCUMENTS},
-    QUESTIONS_AND_PROSE,
+LORA = (
     "learner.lora={r: 8, alpha: 16, targets: "
     "[q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]}",
     "learner.learning_rate=2e-4",
     "data.batch_size=4",
+)
+QWEN = replace(
+    RELEASED,
+    seeds=(0,),
+    folder="qwen",
+    command="../shared/models/fetch qwen2.5-0.5b MODELS/qwen",
+)
+OF_QWEN = (
+    *LORA,
     FEWER_ROWS,
     "data.evaluation.test.rows=60",
     "data.evaluation.mathematics=" + MEASURED.replace("1000", "60"),
     "evaluate.also=[mathematics]",
     "threads=1",
+)
+add(
+    "qwen-without",
+    "adapters of Qwen2.5-Coder-0.5B on the stream that holds no GSM8K text",
+    SMOL,
+    (QWEN,),
+    {"onehot": "arm=onehot", "document_weights, tilt 1.5, no shrinkage": DOCUMENTS},
+    QUESTIONS_AND_PROSE,
+    *OF_QWEN,
+)
+add(
+    "qwen-noisy",
+    "adapters of Qwen2.5-Coder-0.5B after 30 one-hot steps; wrong digits in 30% of GSM8K's rows",
+    SMOL,
+    (
+        replace(
+            QWEN,
+            name="adapted",
+            seeds=(0, 1, 2),
+            folder="qwen-adapted/model",
+            command=f"vpretrain train {SMOL} arm=onehot budget.steps=30 seed=9 threads=1 "
+            f"learner.dtype=bfloat16 learner.model=MODELS/qwen '{LORA[0]}' {' '.join(LORA[1:])} "
+            "--out MODELS/qwen-adapted",
+        ),
+    ),
+    {"onehot": "arm=onehot", "document_weights": DOCUMENTS},
+    ERRORS,
+    *OF_QWEN,
+    "learner.dtype=bfloat16",
 )
