@@ -202,28 +202,6 @@ def test_float16_of_the_launcher_is_refused_too(tmp_path, feedback, stream, monk
     assert problem.where == "ACCELERATE_MIXED_PRECISION" and "bf16" in problem.accepted
 
 
-@pytest.mark.parametrize(
-    ("steering", "size", "is_packed", "is_warned"),
-    [
-        ({"arm": "document_weights"}, 1, False, True),
-        ({"arm": "reversed_feedback", "designer": {"kind": "document_weights"}}, 1, False, True),
-        ({"arm": "document_weights"}, 1, True, False),
-        ({"arm": "document_weights"}, 3, False, True),
-        ({"arm": "document_weights"}, 4, False, False),
-        ({"arm": "token_weights"}, 1, False, False),
-    ],
-)
-def test_weights_among_few_documents_are_warned_of(
-    steering, size, is_packed, is_warned, tmp_path, feedback, stream, caplog
-):
-    columns = [
-        {"position_ids": [*range(len(row["input_ids"]))]} if is_packed else {} for row in stream
-    ]
-    rows = [row | more for row, more in zip(stream, columns, strict=True)]
-    made(tmp_path, feedback, rows, steering=steering, per_device_train_batch_size=size)
-    assert ("has little to weigh" in caplog.text) is is_warned
-
-
 def test_without_feedback_there_is_nothing_to_steer_by(tmp_path, stream):
     with pytest.raises(
         UserError, match=r"(?s)feedback_dataset: .*take the Trainer.*accepted +prompt"

@@ -40,7 +40,7 @@ def trained(arm, folder, feedback, stream, empty=(), is_tied=False):
         feedback,
         rows,
         model=tiny(tie_word_embeddings=is_tied),
-        steering={"arm": arm, **NETWORKS.get(arm, {})},
+        steering={"arm": arm, "estimator": "double_backward", **NETWORKS.get(arm, {})},
         max_steps=5,
         per_device_train_batch_size=4 // distributed.world(),
         train_sampling_strategy="sequential",

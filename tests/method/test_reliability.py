@@ -20,7 +20,22 @@ def test_halves_that_agree_by_r_give_2r_over_1_plus_r():
     reliability.update([one, other])
     assert reliability.agreement == pytest.approx(0.5)
     assert reliability.factor == pytest.approx(2 * 0.5 / 1.5)
-    assert Reliability(shrink=False, agreement=0.5).factor == 1.0
+    as_they_are = Reliability(shrink=False)
+    as_they_are.update([one, other])
+    assert as_they_are.factor == 1.0
+
+
+def test_small_batches_agree_as_one_large_batch_does():
+    """What sets batches apart is part of the agreement: the mean of their own r is far below."""
+    generator = torch.Generator().manual_seed(0)
+    signal, a, b = (torch.randn(4000, generator=generator) for _ in range(3))
+    halves = [signal + a / 2, signal + b / 2]
+    one, many = (Reliability(shrink=True, memory=memory) for memory in (0.0, 0.999))
+    one.update(halves)
+    for pair in zip(*(half.split(2) for half in halves), strict=True):
+        many.update(pair)
+    assert one.agreement == pytest.approx(0.8, abs=0.02)
+    assert many.agreement == pytest.approx(one.agreement, abs=0.03)
 
 
 def test_contradiction_and_a_single_batch_are_worth_nothing():
@@ -39,10 +54,11 @@ def test_values_without_a_spread_steer_nothing(alike):
 
 
 def test_the_past_counts_by_the_memory():
-    reliability, values = Reliability(shrink=True, memory=0.75), torch.arange(3.0)
+    reliability, values = Reliability(shrink=True, memory=0.75), torch.arange(3.0) - 1
     reliability.update([values, values])
     reliability.update([values, -values])
-    assert reliability.agreement == pytest.approx(0.75 - 0.25)
+    # Sums of squares and of products: 0.75 + 1 and 0.75 - 1.
+    assert reliability.agreement == pytest.approx(-0.25 / 1.75)
 
 
 def test_batches_are_split_in_two_by_turns():

@@ -82,6 +82,8 @@ class Truth(Feedback):
 class PairWeights(Rule):
     """Pairs count by their value."""
 
+    weighted = True
+
     def baseline_task(self, context):
         return Weights(torch.ones(len(context.x)))
 
@@ -89,7 +91,7 @@ class PairWeights(Rule):
         return self.baseline_task(context)
 
     def values(self, probe, gradient):
-        return gradient - gradient.mean()
+        return gradient
 
     def task(self, probe, values):
         return Weights(tilted(values, 1.0))

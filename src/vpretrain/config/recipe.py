@@ -178,8 +178,8 @@ class LearnerBase(Section):
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     accumulate: PositiveInt = 1
     """Batches of the stream per learner step, which equals a step on one large batch, except for
-    DINO's centring (see there) and for weights of tokens and documents: those are relative to the
-    others of their own batch, so that a batch of one document is not weighted.
+    DINO's centring (see there) and for weights of tokens and documents, which are relative to those
+    of the last batches.
     """
     shard: bool = False
     """Whether the processes of ``torchrun`` shard the blocks below S (FSDP2): weights, gradients

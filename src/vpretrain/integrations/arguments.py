@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 from vpretrain.integrations.steering import Steering
-from vpretrain.language.data.amounts import FEW_DOCUMENTS
-from vpretrain.language.steering.rules import DocumentWeightsArm
 from vpretrain.system.errors import Problem
 
 Refusal = tuple[object, str, object, str, str]
@@ -37,21 +35,6 @@ def problems_of(
             yield Problem(where, str(value), accepted, message)
     if steering.designer.uses_feedback and steering.alignment == "optimizer_aware":
         yield from _preconditioner(trainer)
-
-
-def weighs_few(trainer: Any, steering: Steering) -> bool:
-    """Whether documents are weighted, and each micro-batch holds fewer than
-    :data:`~vpretrain.language.data.amounts.FEW_DOCUMENTS`.
-
-    Packed rows are recognised by TRL's ``packing`` and by their columns.
-    """
-    args, rows = trainer.args, trainer.train_dataset
-    first = rows[0] if hasattr(rows, "__len__") and len(rows) else None
-    packed = getattr(args, "packing", False) or (
-        isinstance(first, Mapping) and not first.keys().isdisjoint(("seq_lengths", "position_ids"))
-    )
-    few = args.train_batch_size * args.world_size < FEW_DOCUMENTS and not packed
-    return few and isinstance(steering.designer, DocumentWeightsArm)
 
 
 def _losses(trainer: Any, compute_loss: Callable[..., Any]) -> Iterator[Refusal]:

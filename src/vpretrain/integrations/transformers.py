@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from vpretrain.integrations import apart
-from vpretrain.integrations.arguments import problems_of, weighs_few
+from vpretrain.integrations.arguments import problems_of
 from vpretrain.integrations.batches import token_batch
 from vpretrain.integrations.datasets import FORMATS, feedback_of, log
 from vpretrain.integrations.host_loop import HostedLearner, HostedStep
@@ -23,7 +23,6 @@ from vpretrain.integrations.steering import (
     errors_of_steering,
     uses_feedback,
 )
-from vpretrain.language.data.amounts import FEW_DOCUMENTS
 from vpretrain.language.data.rows import Document, documents_hash
 from vpretrain.language.learner.suffix import Anatomy, aligned_parameters
 from vpretrain.method.roles import Designer, Feedback
@@ -77,15 +76,6 @@ class SteeredTrainer(Trainer):
         self.steering = Steering() if steering is None else steering
         if problems := list(problems_of(self, self.steering, SteeredTrainer.compute_loss)):
             raise UserError(*problems)
-        if weighs_few(self, self.steering):
-            log.warning(
-                "%s has little to weigh: weights of documents are relative within a micro-batch, "
-                "and per_device_train_batch_size is %d; give %d or more, with a lower "
-                "gradient_accumulation_steps for as many in a step, or take token_weights",
-                self.steering.arm,
-                self.args.per_device_train_batch_size,
-                FEW_DOCUMENTS,
-            )
         self._feedback = feedback_of(
             feedback_dataset,
             self.processing_class,

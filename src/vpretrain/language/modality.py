@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vpretrain.config.arms import Arm
 from vpretrain.language import posttraining
 from vpretrain.language.card import write_card
-from vpretrain.language.data.amounts import amounts
+from vpretrain.language.data.amounts import repeated
 from vpretrain.language.data.rows import Document, Encoded, Row, documents_hash, encode
 from vpretrain.language.data.stream import CutDocuments, JoinedStreams, Source, Stream
 from vpretrain.language.data.texts import (
@@ -121,7 +121,7 @@ class Language(Modality[LanguageRecipe, Materials]):
             {recipe.evaluate.split: evaluation, **also},
             {*tokenizer.all_special_ids},
         )
-        lines = [*notices(texts, counts, recipe.data), *amounts(recipe, counts)]
+        lines = [*notices(texts, counts, recipe.data), *repeated(recipe, counts)]
         for line in lines:
             warn_once(line)
         return Materials(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
+from vpretrain.method.recent import Recent
 from vpretrain.method.reliability import Reliability
 from vpretrain.method.roles import (
     Bounds,
@@ -23,7 +24,6 @@ from vpretrain.method.roles import (
     ValueFunction,
     mean_value,
 )
-from vpretrain.method.rules import standardised
 from vpretrain.system import distributed
 
 ProbeT = TypeVar("ProbeT", bound=Task)
@@ -35,7 +35,13 @@ class Rule(ABC, Generic[ContextT, ProbeT, TaskT]):
     The choices are the first control of the rule's tasks. The learner's loss is linear in that
     control, so along a fixed direction (``dot``, ``optimizer_aware``) the values do not depend on
     the task at which they are computed; for other alignments they are first order around it.
+
+    Attributes:
+        weighted: whether the first control carries weights, which are then divided by their mean
+            over the recent batches (:class:`vpretrain.method.recent.Recent`).
     """
+
+    weighted = False
 
     @abstractmethod
     def baseline_task(self, context: ContextT) -> TaskT:
@@ -57,10 +63,10 @@ class Rule(ABC, Generic[ContextT, ProbeT, TaskT]):
 
     @abstractmethod
     def task(self, probe: ProbeT, values: Tensor) -> TaskT:
-        """Returns the task for values in standard deviations, shrunk by their reliability.
+        """Returns the task for given values.
 
-        The values are those of :meth:`values` after
-        :meth:`vpretrain.method.reliability.Reliability.shrunk`.
+        The values are those of :meth:`values` from their mean over the recent batches and in their
+        standard deviations, shrunk by their reliability.
 
         Zeros give the baseline task bit for bit.
         """
@@ -96,10 +102,14 @@ class ExactDesigner(Designer[ContextT, TaskT], Generic[ContextT, ProbeT, TaskT])
     Args:
         rule: maps values to a task.
         reliability: shrinks the values.
+
+    Attributes:
+        recent: what the values of a batch are compared with.
     """
 
     rule: Rule[ContextT, ProbeT, TaskT]
     reliability: Reliability
+    recent: Recent = field(default_factory=Recent, init=False)
     uses_feedback = True
 
     @property
@@ -117,7 +127,7 @@ class ExactDesigner(Designer[ContextT, TaskT], Generic[ContextT, ProbeT, TaskT])
     def shape(self, probe: ProbeT, gradient: Tensor) -> TaskT:
         """Returns the rule's task for a given ``dV/d control``."""
         values = self.rule.values(probe, gradient)
-        return self.rule.task(probe, self.reliability.shrunk(values))
+        return self.recent.task(self.rule, probe, values, self.reliability.factor)
 
     def learn(self, context: ContextT, value_of: ValueFunction[ContextT]) -> Learned[TaskT]:
         """Updates the reliability; also returns this batch's task, as its values are then known."""
@@ -141,18 +151,19 @@ class ExactDesigner(Designer[ContextT, TaskT], Generic[ContextT, ProbeT, TaskT])
         return Learned(metrics, task)
 
     def _gain(self, probe: ProbeT, gradients: Sequence[Tensor]) -> float:
-        """Returns the mean gain of tasks made from one half of the feedback, valued by the
-        other.
+        """Returns the mean gain of tasks made from one half of the feedback, valued by the other;
+        the values of a half are compared with those of this batch alone.
         """
         halves = [torch.stack(tuple(part)).mean(0) for part in (gradients[0::2], gradients[1::2])]
         plain, gains = probe.controls()[0], []
         for own, other in (halves, reversed(halves)):
-            task = self.rule.task(probe, standardised(self.rule.values(probe, own)))
+            task = Recent().task(self.rule, probe, self.rule.values(probe, own))
             gains.append(float(distributed.total(((task.controls()[0] - plain) * other).sum())))
         return sum(gains) / 2
 
     def state_dict(self) -> State:
-        return self.reliability.state_dict()
+        return {"reliability": self.reliability.state_dict(), "recent": self.recent.state_dict()}
 
     def load_state_dict(self, state: State) -> None:
-        self.reliability.load_state_dict(state)
+        self.reliability.load_state_dict(state["reliability"])
+        self.recent.load_state_dict(state["recent"])

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from vpretrain.method.moments import MEMORY, Moments
 from vpretrain.method.roles import State
 from vpretrain.method.rules import standardised
-from vpretrain.system import distributed
 
 ValueUnit = Literal["standardised", "raw"]
 """Unit of the values: standard deviations over the batch (ours: the scales of loss and direction
@@ -23,22 +23,27 @@ cancel), or raw (eq. 9, the paper's).
 class Reliability:
     """Running agreement of the feedback batches on values, and the shrinkage that follows from it.
 
-    Agreement is Pearson's r between the values under two halves of the feedback. Their mean has the
-    reliability ``2 r / (1 + r)`` (Spearman-Brown), by which values are shrunk, so that noise cannot
-    steer as hard as signal.
+    Agreement is Pearson's r between the values under two halves of the feedback, over the recent
+    meta steps. Their mean has the reliability ``2 r / (1 + r)`` (Spearman-Brown), by which values
+    are shrunk, so that noise cannot steer as hard as signal.
+
+    The r of a small batch is noise, and its mean over many such batches is too low, because it
+    leaves out what sets one batch apart from another: hence one r of all values together.
 
     Args:
         shrink: if False, values are not shrunk (reliability 1); agreement is still reported.
-        memory: weight of the past in the running mean of r, in [0, 1).
-        agreement: the running mean of r; None before the first update.
+        memory: factor by which a meta step counts less after each further one, in [0, 1).
         unit: unit of the value for designers that ascend it. Rules (:mod:`vpretrain.method.rules`)
             always take values in standard deviations.
     """
 
     shrink: bool
-    memory: float = 0.7
-    agreement: float | None = None
+    memory: float = MEMORY
     unit: ValueUnit = "standardised"
+    _halves: Moments = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._halves = Moments(self.memory)
 
     def update(self, values: Sequence[Tensor]) -> None:
         """Updates the agreement from the values under each feedback batch.
@@ -50,10 +55,12 @@ class Reliability:
         if len(values) < 2:
             return
         halves = [torch.stack(tuple(part)).mean(dim=0) for part in (values[0::2], values[1::2])]
-        r = correlation(*halves)
-        self.agreement = (
-            r if self.agreement is None else self.memory * self.agreement + (1 - self.memory) * r
-        )
+        self._halves.update(*halves)
+
+    @property
+    def agreement(self) -> float | None:
+        """The running r; None before the first update."""
+        return None if self._halves.count is None else self._halves.correlation
 
     @property
     def factor(self) -> float:
@@ -69,20 +76,19 @@ class Reliability:
 
     def metrics(self) -> dict[str, float]:
         """Returns ``agreement`` (running) and ``reliability``; empty before the first update."""
-        if self.agreement is None:
+        if (agreement := self.agreement) is None:
             return {}
-        return {"agreement": self.agreement, "reliability": self.factor}
+        return {"agreement": agreement, "reliability": self.factor}
 
     def state_dict(self) -> State:
-        return {"agreement": self.agreement}
+        return self._halves.state_dict()
 
     def load_state_dict(self, state: State) -> None:
-        self.agreement = state["agreement"]
+        self._halves.load_state_dict(state)
 
 
 def correlation(a: Tensor, b: Tensor) -> float:
     """Returns Pearson's r over all entries on all processes; 0 if either tensor is constant."""
-    a, b = (each.flatten().double() - distributed.mean(each.double()) for each in (a, b))
-    product, *squares = distributed.total(torch.stack([a @ b, a @ a, b @ b]))
-    scale = squares[0].sqrt() * squares[1].sqrt()
-    return float(product / scale) if scale > 0 else 0.0
+    moments = Moments()
+    moments.update(a, b)
+    return moments.correlation

@@ -54,14 +54,12 @@ def standardised(values: Tensor) -> Tensor:
 
 
 def tilted(values: Tensor, tilt: float) -> Tensor:
-    """Returns weights that grow linearly with the value.
+    """Returns weights that grow linearly with the value: ``1 + tilt * clip(values, +-3)``, >= 0.
 
-    The weights are ``1 + tilt * clip(values, +-3)``, at least 0, divided by their mean over the
-    batch on all processes.
+    Those of a ``weighted`` rule are divided by their mean afterwards.
 
     Args:
-        values: ``[N]``, in standard deviations, centred.
+        values: in standard deviations from the mean.
         tilt: >= 0, weight per standard deviation.
     """
-    weights = (1 + tilt * values.clamp(-3, 3)).clamp_min(0)
-    return weights / distributed.mean(weights)
+    return (1 + tilt * values.clamp(-3, 3)).clamp_min(0)

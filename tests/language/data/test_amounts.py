@@ -1,9 +1,9 @@
-"""Warnings about how much text there is, for the whole run and in one batch."""
+"""The warning about how much text there is."""
 
 import pytest
 
 from tests.language.data.small_recipe import recipe
-from vpretrain.language.data.amounts import amounts
+from vpretrain.language.data.amounts import repeated
 from vpretrain.language.data.rows import Encoded
 
 COUNTS = {
@@ -14,7 +14,7 @@ COUNTS = {
 
 
 def warnings(here, *overrides):
-    return amounts(recipe(here, "arm=onehot", *overrides), COUNTS)
+    return list(repeated(recipe(here, "arm=onehot", *overrides), COUNTS))
 
 
 @pytest.mark.parametrize("weight", [1, 3])
@@ -25,20 +25,3 @@ def test_a_text_that_is_read_over_and_over_is_warned_of(here, weight):
     assert "stream/problems: its 300 tokens are read about 178 times over" in said
     assert warnings(here, "budget.steps=10") == []
     assert warnings(here, "budget={seconds: 9}", "budget.steps=null") == []
-
-
-@pytest.mark.parametrize(
-    ("overrides", "few"),
-    [
-        (["data.batch_size=1"], "about 2.1:"),  # a row of 48 tokens
-        (["data.batch_size=1", "learner.accumulate=8"], "about 2.1:"),
-        (["data.batch_size=2"], None),
-        (["data.batch_size=2", "data.packing=false"], "about 2.0:"),
-        (["data.batch_size=1", "data.window_tokens=16"], "about 1.0:"),
-        (["data.batch_size=1", "arm=token_weights"], None),
-    ],
-)
-def test_weights_among_few_documents_are_warned_of(here, overrides, few):
-    said = warnings(here, "arm=document_weights", "budget.steps=1", *overrides)
-    assert len(said) == (few is not None) and all("data.batch_size" in each for each in said)
-    assert few is None or few in said[0]

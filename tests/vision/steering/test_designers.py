@@ -303,8 +303,8 @@ def test_view_weights_by_hand():
     teacher = torch.tensor([[[0.75, 0.25]], [[0.25, 0.75]]])
     context, rule = targets_context(teacher), ViewWeights(tilt=0.4)
     values = rule.values(rule.probe(context), torch.tensor([4.0, 0.0]).expand(2, 1, 2))
-    assert values.flatten().tolist() == [1.0, -1.0]  # worth 3 and 1
-    mass = rule.task(rule.probe(context), values).mass
+    assert values.flatten().tolist() == [3.0, 1.0]
+    mass = rule.task(rule.probe(context), values - 2).mass
     assert torch.allclose(mass.sum(dim=-1).flatten(), torch.tensor([1.4, 0.6]))
     assert torch.allclose(mass / mass.sum(dim=-1, keepdim=True), teacher)
     assert torch.equal(rule.task(rule.probe(context), 0 * values).mass, teacher)

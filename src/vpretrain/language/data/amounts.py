@@ -1,4 +1,4 @@
-"""Warnings about how much text there is: for the whole run, and in one batch."""
+"""A warning about how much text there is."""
 
 from __future__ import annotations
 
@@ -6,23 +6,13 @@ from collections.abc import Iterator, Mapping
 
 from vpretrain.language.data.rows import Encoded
 from vpretrain.language.recipe import LanguageRecipe
-from vpretrain.language.steering.arms import ARMS
-from vpretrain.language.steering.rules import DocumentWeightsArm
 
 MOST_PASSES = 4
 """Number of passes over a text that are about as good as fresh text (Muennighoff et al. 2023,
 arXiv:2305.16264)."""
-FEW_DOCUMENTS = 4
-"""Number of documents in a batch below which weights among them are warned of
-(results/dev-few-documents.json)."""
 
 Counts = Mapping[str, Encoded]
 """Counts of tokenisation, keyed by ``stream/SOURCE`` for the sources of the stream."""
-
-
-def amounts(recipe: LanguageRecipe, counts: Counts) -> list[str]:
-    """Returns the warnings of this module for a recipe and the counts of its rows."""
-    return [*repeated(recipe, counts), *few_in_a_batch(recipe, counts)]
 
 
 def repeated(recipe: LanguageRecipe, counts: Counts) -> Iterator[str]:
@@ -44,22 +34,6 @@ def repeated(recipe: LanguageRecipe, counts: Counts) -> Iterator[str]:
                 f"{times:.0f} times over in this run, and more than {MOST_PASSES} times a text "
                 "teaches little that is new: give more text, or a smaller budget"
             )
-
-
-def few_in_a_batch(recipe: LanguageRecipe, counts: Counts) -> Iterator[str]:
-    """Yields a warning if the arm weights documents and a batch holds fewer than
-    ``FEW_DOCUMENTS``."""
-    data, tokens = recipe.data, _tokens_of_a_document(recipe, counts)
-    if not tokens or not isinstance(ARMS.section_of(recipe), DocumentWeightsArm):
-        return
-    rows = data.batch_size
-    documents = max(rows, rows * data.window_tokens / tokens) if data.packing else rows
-    if documents < FEW_DOCUMENTS:
-        yield (
-            f"warning: data.batch_size: {rows}: weights of documents are relative within a batch, "
-            f"and this one holds about {documents:.1f}: give {FEW_DOCUMENTS} or more, and a lower "
-            "learner.accumulate for as many in a step, or take token_weights"
-        )
 
 
 def _sources(recipe: LanguageRecipe, counts: Counts) -> list[tuple[str, float, Encoded]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
 import torch
@@ -16,12 +16,12 @@ from vpretrain.language.learner.predictions import Predictions
 from vpretrain.language.learner.targets import SoftTargets, mix, one_hot
 from vpretrain.language.steering.arms import ARMS, CandidatesArm, Cost, LanguageArm, Site, TiltArm
 from vpretrain.language.steering.rules import TokenWeights
-from vpretrain.method.roles import Designer, ValueFunction
-from vpretrain.method.rules import standardised
+from vpretrain.method.recent import Recent
+from vpretrain.method.roles import Designer, State, ValueFunction
 
 
 class Fixed(Designer[Context, SoftTargets]):
-    """A designer that uses no feedback and keeps no state."""
+    """A designer that uses no feedback."""
 
     def baseline_task(self, context: Context) -> SoftTargets:
         return one_hot(context.labels)
@@ -127,10 +127,17 @@ class LossWeights(Fixed):
     """
 
     rule: TokenWeights
+    recent: Recent = field(default_factory=Recent, init=False)
 
     def make_task(self, context: Context, value_of: ValueFunction[Context]) -> SoftTargets:
         probe = self.rule.probe(context)
-        return self.rule.task(probe, standardised(probe.log_p))
+        return self.recent.task(self.rule, probe, probe.log_p)
+
+    def state_dict(self) -> State:
+        return self.recent.state_dict()
+
+    def load_state_dict(self, state: State) -> None:
+        self.recent.load_state_dict(state)
 
 
 @ARMS.declare(

@@ -35,7 +35,7 @@ class ExcessCandidates(Candidates):
 
 @dataclass(frozen=True)
 class ExcessWeights(TokenRule):
-    """The weights of documents by value times weights of tokens by excess loss, with mean 1.
+    """The weights of documents by value times weights of tokens by excess loss.
 
     Values come from the feedback's gradient at the present learner: they tell right documents from
     wrong ones, and their reliability is known. The excess loss comes from a model that was trained
@@ -52,6 +52,7 @@ class ExcessWeights(TokenRule):
     reference: Reference
     documents: GroupWeights
     tilt: float
+    weighted = True
 
     def probe(self, context: Context) -> ExcessCandidates:
         plain = super().probe(context)
@@ -64,10 +65,8 @@ class ExcessWeights(TokenRule):
         token_weights = tilted(reliability * probe.excess, self.tilt)
         document_weights = self.documents.task(probe, values).mass
         mass = document_weights * token_weights[:, None]
-        mean = distributed.mean(mass)
-        # The mean is 0 if every token of the weighted documents has weight 0.
-        mass = torch.where(mean > 0, mass / mean, document_weights)
-        return SoftTargets(probe.ids, mass)
+        some = distributed.total(mass.sum()) > 0
+        return SoftTargets(probe.ids, torch.where(some, mass, document_weights))
 
 
 class ExcessDesigner(ExactDesigner[Context, Candidates, SoftTargets]):

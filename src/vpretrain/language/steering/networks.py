@@ -27,6 +27,7 @@ from vpretrain.language.steering.arms import ARMS, Cost, LanguageArm, Site, Tilt
 from vpretrain.language.steering.rules import AnchoredArm, Candidates, TokenRule, TokenWeights
 from vpretrain.language.steering.scorer import CandidateScorer, ScorerInputs, scorer_cost
 from vpretrain.method.network import LearnedDesigner, Learning
+from vpretrain.method.recent import Recent
 from vpretrain.method.reliability import correlation
 from vpretrain.method.roles import (
     Bounds,
@@ -257,7 +258,9 @@ class FieldDesigner(HiddenDesigner):
         return Learned(metrics)
 
     def _shape(self, candidates: Candidates, predicted: Tensor) -> SoftTargets:
-        return self.rule.task(candidates, self.learning.reliability.factor * predicted)
+        values = self.learning.reliability.factor * (predicted - distributed.mean(predicted))
+        task = self.rule.task(candidates, values)
+        return Recent().levelled(self.rule, candidates, task)
 
 
 class ReplayArm(HiddenArm):

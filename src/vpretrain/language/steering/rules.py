@@ -149,18 +149,17 @@ class ClosedFormArm(AnchoredArm):
 
 @dataclass(frozen=True)
 class TokenWeights(TokenRule):
-    """One-hot targets with tokens weighted by their value: ``w = 1 + c clip(s - mean, +-3)``, >= 0,
-    with mean 1.
+    """One-hot targets with tokens weighted by their value: ``w = 1 + c clip(s, +-3)``, >= 0.
 
     Args:
         tilt: ``c`` >= 0, change of weight per standard deviation of the value.
     """
 
     tilt: float = 0.4
+    weighted = True
 
     def task(self, probe: Candidates, values: Tensor) -> SoftTargets:
-        centred = values[:, 0] - distributed.mean(values[:, 0])
-        return SoftTargets(probe.ids, tilted(centred, self.tilt)[:, None])
+        return SoftTargets(probe.ids, tilted(values, self.tilt))
 
 
 @ARMS.declare(
@@ -175,10 +174,9 @@ class TokenWeightsArm(TiltArm):
 
 @dataclass(frozen=True)
 class GroupWeights(TokenRule):
-    """One-hot targets with tokens weighted by their group: ``w = 1 + c clip(t / 3, +-1)``, >= 0,
-    with mean 1.
+    """One-hot targets with tokens weighted by their group: ``w = 1 + c clip(t / 3, +-1)``, >= 0.
 
-    t is the t statistic of the group's mean token value against the batch's.
+    t is the t statistic of the group's mean token value against that of the recent batches.
 
     Args:
         tilt: ``c`` >= 0, maximum change of a group's weight.
@@ -188,12 +186,12 @@ class GroupWeights(TokenRule):
 
     tilt: float = 0.4
     by: Literal["source", "document"] = "source"
+    weighted = True
 
     def task(self, probe: Candidates, values: Tensor) -> SoftTargets:
-        centred = values[:, 0] - distributed.mean(values[:, 0])
         group, groups = self._groups(probe.context)
-        each = torch.stack([centred, torch.ones_like(centred)])
-        sums = centred.new_zeros(2, groups).index_add(1, group, each)
+        each = torch.stack([values[:, 0], torch.ones_like(values[:, 0])])
+        sums = values.new_zeros(2, groups).index_add(1, group, each)
         if self.by != "document":  # no two processes share a document
             sums = distributed.total(sums)
         total, count = sums
@@ -225,7 +223,7 @@ def sources_of(context: Context) -> tuple[Tensor, list[str]]:
 class DocumentWeightsArm(TiltArm):
     tilt: NonNegativeFloat = 1.5
     """c: maximum change of a document's weight, reached at 3 standard errors between its mean value
-    and the batch's."""
+    and that of the recent batches."""
 
     cost = Cost(exact=True, weighted=True)
 
@@ -256,6 +254,7 @@ class WeightedTargets(TokenRule):
 
     targets: Anchored
     tilt: float = 0.4
+    weighted = True
 
     @property
     def bounds(self) -> Bounds:
@@ -296,12 +295,13 @@ def gain_bound(values: Tensor, gate_max: float) -> float:
 
 def target_metrics(mass: Tensor) -> dict[str, float]:
     """Metrics of a batch's targets: ``gate``, the mean mass off the true token; ``entropy``, the
-    mean entropy in nats; ``weight_spread``, the standard deviation of the token weights."""
+    mean entropy in nats; ``weight_spread``, the root mean square of the token weights' deviations
+    from 1."""
     weight = mass.sum(dim=1)
     counted = weight > 0
     q = mass[counted] / weight[counted, None]
     return {
         "gate": float(distributed.mean(1 - q[:, 0])),
         "entropy": float(distributed.mean(torch.special.entr(q).sum(dim=1))),
-        "weight_spread": float(distributed.std(weight)),
+        "weight_spread": float(distributed.mean((weight - 1).square()).sqrt()),
     }

@@ -16,7 +16,6 @@ from torch import Tensor
 from vpretrain.method.exact import ExactDesigner, Rule
 from vpretrain.method.roles import Bounds
 from vpretrain.method.rules import anchored, tilted
-from vpretrain.system import distributed
 from vpretrain.vision.dino import learner as dino
 from vpretrain.vision.ijepa import learner as ijepa
 from vpretrain.vision.ijepa.learner import IJepaTask
@@ -102,16 +101,14 @@ class ClosedFormArm(CandidatesArm):
 
 @dataclass(frozen=True)
 class ViewWeights(DinoRule):
-    """The teacher's targets with views weighted by value: ``w = 1 + tilt clip(s - mean, +-3)``.
-
-    Weights are >= 0 with mean 1."""
+    """The teacher's targets with views weighted by value: ``w = 1 + tilt clip(s, +-3)``, >= 0."""
 
     tilt: float = 0.4
+    weighted = True
 
     def values(self, probe: LearnedTargets, gradient: Tensor) -> Tensor:
-        """Return the centred value ``[G, B]`` of each global view under the teacher's targets."""
-        values = (gradient * probe.mass).sum(dim=-1)
-        return values - distributed.mean(values)
+        """Return the value ``[G, B]`` of each global view under the teacher's targets."""
+        return (gradient * probe.mass).sum(dim=-1)
 
     def task(self, probe: LearnedTargets, values: Tensor) -> LearnedTargets:
         return LearnedTargets.weighted(probe.mass, tilted(values, self.tilt))
@@ -127,11 +124,10 @@ class ViewWeightsArm(TiltArm):
 
 @dataclass(frozen=True)
 class PatchWeights(Rule[ijepa.IJepaContext, IJepaTask, IJepaTask]):
-    """I-JEPA's target patches weighted by value: ``w = 1 + tilt clip(s - mean, +-3)``.
-
-    Weights are >= 0 with mean 1."""
+    """I-JEPA's target patches weighted by value: ``w = 1 + tilt clip(s, +-3)``, >= 0."""
 
     tilt: float = 0.4
+    weighted = True
 
     def baseline_task(self, context: ijepa.IJepaContext) -> IJepaTask:
         return ijepa.baseline_task(context)
@@ -140,7 +136,7 @@ class PatchWeights(Rule[ijepa.IJepaContext, IJepaTask, IJepaTask]):
         return ijepa.baseline_task(context)
 
     def values(self, probe: IJepaTask, gradient: Tensor) -> Tensor:
-        return gradient - distributed.mean(gradient)
+        return gradient
 
     def task(self, probe: IJepaTask, values: Tensor) -> IJepaTask:
         return IJepaTask(tilted(values, self.tilt), probe.context_mask)
