@@ -76,6 +76,21 @@ add(
     *BFLOAT16,
 )
 
+add(
+    "dev-smollm2-shrinkage",
+    "SmolLM2-135M after 30 one-hot steps: shrinkage by an agreement over the recent meta steps",
+    SMOL,
+    (replace(ADAPTED, seeds=(100, 101)),),
+    {
+        "onehot": "arm=onehot",
+        "document_weights": D,
+        "document_weights, no shrinkage": f"{D} {FREE}",
+        "token_weights": W,
+    },
+    *DEV,
+    *BFLOAT16,
+)
+
 ROWS = {"onehot": "arm=onehot", "document_weights": DOCUMENTS, "fixed_random_direction": RANDOM}
 AS_MANY_SECONDS = {"onehot, 34 steps": "arm=onehot budget.steps=34"}
 add(
