@@ -4,9 +4,7 @@ import pytest
 import torch
 
 from tests.method.toy import Context, Given, PairWeights, Weights, exact, pairs
-from vpretrain.method.exact import ExactDesigner
 from vpretrain.method.recent import Recent
-from vpretrain.method.reliability import Reliability
 
 PAIRS = pairs(torch.Generator().manual_seed(0))
 VALUES = torch.randn(16, generator=torch.Generator().manual_seed(1))
@@ -71,15 +69,21 @@ def test_tasks_without_weights_are_not_scaled():
     torch.testing.assert_close(task.each, (1 + z).clamp_min(0))
 
 
-def test_the_gain_is_of_this_batch_alone_and_leaves_no_trace():
-    """Tasks of one half of the feedback are not those that the learner gets."""
-    context = Context(*PAIRS)
-    designer, plain = exact(), ExactDesigner(PairWeights(), Reliability(shrink=True))
-    for each in (designer, plain):
-        each.learn(context, Given(VALUES, VALUES + 0.1))
-    designer._gain(PairWeights().probe(context), [VALUES, -VALUES])
-    assert torch.equal(designer.recent.values.mean, plain.recent.values.mean)
-    assert torch.equal(designer.recent.weights.mean, plain.recent.weights.mean)
+def test_pairs_that_come_alone_show_the_gain_too():
+    """About as much one after the other as all at once: a gain where the halves of the feedback
+    agree, a loss where they contradict each other."""
+    values = torch.randn(400, generator=torch.Generator().manual_seed(2))
+    other = values + 0.5 * torch.randn(400, generator=torch.Generator().manual_seed(3))
+    x, y = PAIRS[0][:1], PAIRS[1][:1]
+    all_at_once = Context(x.expand(400, -1), y.expand(400, -1))
+    for second in (other, -other):
+        whole = exact().learn(all_at_once, Given(values, second)).metrics["gain"]
+        designer = exact()
+        alone = sum(
+            designer.learn(Context(x, y), Given(*pair)).metrics["gain"]
+            for pair in zip(values.split(1), second.split(1), strict=True)
+        )
+        assert alone == pytest.approx(whole, rel=0.2) and (alone > 0) == (second is other)
 
 
 def test_a_resumed_designer_makes_the_same_task():

@@ -105,16 +105,23 @@ class ExactDesigner(Designer[ContextT, TaskT], Generic[ContextT, ProbeT, TaskT])
 
     Attributes:
         recent: what the values of a batch are compared with.
+        halves: the same for the values under each half of the feedback.
     """
 
     rule: Rule[ContextT, ProbeT, TaskT]
     reliability: Reliability
     recent: Recent = field(default_factory=Recent, init=False)
+    halves: tuple[Recent, Recent] = field(default_factory=lambda: (Recent(), Recent()), init=False)
     uses_feedback = True
 
     @property
     def bounds(self) -> Bounds:
         return self.rule.bounds
+
+    @property
+    def gain_rule(self) -> Rule[ContextT, ProbeT, TaskT]:
+        """The rule whose tasks the gain is of."""
+        return self.rule
 
     def baseline_task(self, context: ContextT) -> TaskT:
         return self.rule.baseline_task(context)
@@ -151,19 +158,25 @@ class ExactDesigner(Designer[ContextT, TaskT], Generic[ContextT, ProbeT, TaskT])
         return Learned(metrics, task)
 
     def _gain(self, probe: ProbeT, gradients: Sequence[Tensor]) -> float:
-        """Returns the mean gain of tasks made from one half of the feedback, valued by the other;
-        the values of a half are compared with those of this batch alone.
+        """Returns the mean gain of tasks made from one half of the feedback, valued by the
+        other.
         """
         halves = [torch.stack(tuple(part)).mean(0) for part in (gradients[0::2], gradients[1::2])]
-        plain, gains = probe.controls()[0], []
-        for own, other in (halves, reversed(halves)):
-            task = Recent().task(self.rule, probe, self.rule.values(probe, own))
+        rule, plain, gains = self.gain_rule, probe.controls()[0], []
+        for recent, own, other in zip(self.halves, halves, reversed(halves), strict=True):
+            task = recent.task(rule, probe, rule.values(probe, own))
             gains.append(float(distributed.total(((task.controls()[0] - plain) * other).sum())))
         return sum(gains) / 2
 
     def state_dict(self) -> State:
-        return {"reliability": self.reliability.state_dict(), "recent": self.recent.state_dict()}
+        return {
+            "reliability": self.reliability.state_dict(),
+            "recent": self.recent.state_dict(),
+            "halves": [half.state_dict() for half in self.halves],
+        }
 
     def load_state_dict(self, state: State) -> None:
         self.reliability.load_state_dict(state["reliability"])
         self.recent.load_state_dict(state["recent"])
+        for half, saved in zip(self.halves, state["halves"], strict=True):
+            half.load_state_dict(saved)

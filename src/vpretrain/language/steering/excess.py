@@ -3,7 +3,6 @@ reference model (ours)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -83,11 +82,11 @@ class ExcessDesigner(ExactDesigner[Context, Candidates, SoftTargets]):
         super().__init__(rule, reliability)
         self.reference, self.documents = rule.reference, rule.documents
 
-    def _gain(self, probe: Candidates, gradients: Sequence[Tensor]) -> float:
-        # That of the documents' weights alone: the reference, and so the tokens' weights, were
-        # trained on all of the feedback, the half that values a task of the other one included.
-        documents = ExactDesigner(self.documents, self.reliability)
-        return documents._gain(probe, gradients)
+    @property
+    def gain_rule(self) -> GroupWeights:
+        """The weights of documents alone: the reference, and so the weights of tokens, were trained
+        on all of the feedback, the half that values a task of the other one included."""
+        return self.documents
 
     def prepare(self) -> Prepared:
         return self.reference.train()
