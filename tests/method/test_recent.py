@@ -26,8 +26,7 @@ def test_a_first_batch_is_compared_with_itself():
 def test_small_batches_are_weighted_as_parts_of_a_large_one(size):
     """Once enough has been seen, however small the batches are, down to a single pair."""
     recent, generator = Recent(), torch.Generator().manual_seed(2)
-    for memory in (recent.values, recent.weights):
-        memory.memory = 0.999
+    recent.values.memory = 0.999
     values = torch.randn(4096, generator=generator) + 5
     small = torch.cat([weights(recent, part) for part in values.split(size)])[-1024:]
     large = (1 + (values - values.mean()) / values.std()).clamp_min(0)

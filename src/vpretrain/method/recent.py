@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vpretrain.method.moments import Moments
 from vpretrain.method.roles import ContextT, State, Task, TaskT
+from vpretrain.system import distributed
 
 if TYPE_CHECKING:
     from vpretrain.method.exact import Rule
@@ -25,11 +26,13 @@ class Recent:
 
     Attributes:
         values: moments of the values.
-        weights: moments of the sums over a batch of a task's weights, and of its baseline task's.
+        sums: ``[2]`` float64, sums of the weights of tasks and of their baseline tasks, to which
+            batches count as in the moments.
     """
 
     def __init__(self) -> None:
-        self.values, self.weights = Moments(), Moments()
+        self.values = Moments()
+        self.sums = torch.zeros(2, dtype=torch.float64)
 
     def task(
         self, rule: Rule[ContextT, ProbeT, TaskT], probe: ProbeT, values: Tensor, factor: float = 1
@@ -52,17 +55,18 @@ class Recent:
         if not rule.weighted:
             return task
         weights, *others = task.controls()
-        self.weights.update(weights.sum()[None], probe.controls()[0].sum()[None])
-        mean, plain = self.weights.mean
+        here = torch.stack([weights.sum(), probe.controls()[0].sum()]).detach().double()
+        self.sums = distributed.total(here) + self.values.memory * self.sums.to(here)
+        weighted, plain = self.sums
         # Exactly 1 after plain weights alone; nothing to divide by if all are 0.
-        level = torch.where(mean == 0, 1, plain / mean).to(weights.dtype)
+        level = torch.where(weighted == 0, 1, plain / weighted).to(weights.dtype)
         return task.with_controls((weights * level, *others))
 
     def state_dict(self) -> State:
-        """Returns the states of values and weights."""
-        return {"values": self.values.state_dict(), "weights": self.weights.state_dict()}
+        """Returns the moments and the sums."""
+        return {"values": self.values.state_dict(), "sums": self.sums}
 
     def load_state_dict(self, state: State) -> None:
         """Restores :meth:`state_dict`."""
         self.values.load_state_dict(state["values"])
-        self.weights.load_state_dict(state["weights"])
+        self.sums = state["sums"]
