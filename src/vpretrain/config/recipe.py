@@ -179,7 +179,7 @@ class LearnerBase(Section):
     accumulate: PositiveInt = 1
     """Batches of the stream per learner step, which equals a step on one large batch, except for
     DINO's centring (see there) and for weights of tokens and documents, which are relative to those
-    of the last batches.
+    of the batches since the last meta step.
     """
     shard: bool = False
     """Whether the processes of ``torchrun`` shard the blocks below S (FSDP2): weights, gradients

@@ -104,14 +104,13 @@ class ExactDesigner(Designer[ContextT, TaskT], Generic[ContextT, ProbeT, TaskT])
         reliability: shrinks the values.
 
     Attributes:
-        recent: what the values of a batch are compared with.
-        halves: the same for the values under each half of the feedback.
+        recent: what the values of a batch are compared with: the batches since the last meta step,
+            because values under another direction have another scale and another mean.
     """
 
     rule: Rule[ContextT, ProbeT, TaskT]
     reliability: Reliability
     recent: Recent = field(default_factory=Recent, init=False)
-    halves: tuple[Recent, Recent] = field(default_factory=lambda: (Recent(), Recent()), init=False)
     uses_feedback = True
 
     @property
@@ -147,6 +146,7 @@ class ExactDesigner(Designer[ContextT, TaskT], Generic[ContextT, ProbeT, TaskT])
         if not value_of.linear:
             estimates = [value_of(context, probe)]
             mean = estimates[0].gradient[0]
+        self.recent = Recent()
         task = self.shape(probe, mean)
         metrics = {
             "value_baseline": mean_value(estimates),
@@ -158,25 +158,19 @@ class ExactDesigner(Designer[ContextT, TaskT], Generic[ContextT, ProbeT, TaskT])
         return Learned(metrics, task)
 
     def _gain(self, probe: ProbeT, gradients: Sequence[Tensor]) -> float:
-        """Returns the mean gain of tasks made from one half of the feedback, valued by the
-        other.
+        """Returns the mean gain of tasks made from one half of the feedback, valued by the other;
+        0 if the batch holds nothing to compare, such as a single document.
         """
         halves = [torch.stack(tuple(part)).mean(0) for part in (gradients[0::2], gradients[1::2])]
         rule, plain, gains = self.gain_rule, probe.controls()[0], []
-        for recent, own, other in zip(self.halves, halves, reversed(halves), strict=True):
-            task = recent.task(rule, probe, rule.values(probe, own))
+        for own, other in (halves, reversed(halves)):
+            task = Recent().task(rule, probe, rule.values(probe, own))
             gains.append(float(distributed.total(((task.controls()[0] - plain) * other).sum())))
         return sum(gains) / 2
 
     def state_dict(self) -> State:
-        return {
-            "reliability": self.reliability.state_dict(),
-            "recent": self.recent.state_dict(),
-            "halves": [half.state_dict() for half in self.halves],
-        }
+        return {"reliability": self.reliability.state_dict(), "recent": self.recent.state_dict()}
 
     def load_state_dict(self, state: State) -> None:
         self.reliability.load_state_dict(state["reliability"])
         self.recent.load_state_dict(state["recent"])
-        for half, saved in zip(self.halves, state["halves"], strict=True):
-            half.load_state_dict(saved)

@@ -12,6 +12,7 @@ from torch import Tensor
 from vpretrain.method.moments import MEMORY, Moments
 from vpretrain.method.roles import State
 from vpretrain.method.rules import standardised
+from vpretrain.system import distributed
 
 ValueUnit = Literal["standardised", "raw"]
 """Unit of the values: standard deviations over the batch (ours: the scales of loss and direction
@@ -28,7 +29,8 @@ class Reliability:
     are shrunk, so that noise cannot steer as hard as signal.
 
     The r of a small batch is noise, and its mean over many such batches is too low, because it
-    leaves out what sets one batch apart from another: hence one r of all values together.
+    leaves out what sets one batch apart from another: hence one r of all values together, those of
+    each meta step in units of their root mean square.
 
     Args:
         shrink: if False, values are not shrunk (reliability 1); agreement is still reported.
@@ -54,8 +56,11 @@ class Reliability:
         """
         if len(values) < 2:
             return
-        halves = [torch.stack(tuple(part)).mean(dim=0) for part in (values[0::2], values[1::2])]
-        self._halves.update(*halves)
+        parts = (values[0::2], values[1::2])
+        halves = torch.stack([torch.stack(tuple(part)).mean(dim=0) for part in parts])
+        # Directions of different meta steps have different scales.
+        scale = distributed.mean(halves.square()).sqrt()
+        self._halves.update(*torch.where(scale == 0, 0, halves / scale))
 
     @property
     def agreement(self) -> float | None:
