@@ -25,7 +25,7 @@ def test_halves_that_agree_by_r_give_2r_over_1_plus_r():
     assert as_they_are.factor == 1.0
 
 
-@pytest.mark.parametrize(("size", "least"), [(1, 0.3), (4, 0.42), (80, 0.48)])
+@pytest.mark.parametrize(("size", "least"), [(1, 0.6), (4, 0.85), (80, 0.99)])
 def test_batches_of_few_documents_agree_as_one_large_batch_does(size, least):
     """Tokens of a document have its value in common, and all else is noise: within one document
     halves agree on nothing. One document at a time tells too little rather than too much.
@@ -38,7 +38,7 @@ def test_batches_of_few_documents_agree_as_one_large_batch_does(size, least):
         reliability.update(pair)
         own.append(correlation(*pair))
     assert correlation(*halves) == pytest.approx(0.5, abs=0.03)
-    assert least < reliability.agreement < 0.53
+    assert least < reliability.agreement / correlation(*halves) < 1.05
     assert size > 1 or abs(sum(own) / len(own)) < 0.05
 
 
