@@ -25,7 +25,7 @@ def test_halves_that_agree_by_r_give_2r_over_1_plus_r():
     assert as_they_are.factor == 1.0
 
 
-@pytest.mark.parametrize(("size", "least"), [(1, 0.6), (4, 0.85), (80, 0.99)])
+@pytest.mark.parametrize(("size", "least"), [(1, 0.6), (4, 0.85), (80, 0.97)])
 def test_batches_of_few_documents_agree_as_one_large_batch_does(size, least):
     """Tokens of a document have its value in common, and all else is noise: within one document
     halves agree on nothing. One document at a time tells too little rather than too much.
