@@ -146,6 +146,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[16, 64, 256])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     given = parser.parse_args()
+    if given.batches < 2:
+        parser.error(f"--batches: {given.batches}: give 2 or more, for a standard error")
     torch.set_num_threads(given.threads)
     modality = MODALITIES["language"]()
     whole = modality.load(load(given.model, given.data, "2", 0.0))
