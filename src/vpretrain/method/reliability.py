@@ -19,6 +19,10 @@ ValueUnit = Literal["standardised", "raw"]
 cancel), or raw (eq. 9, the paper's).
 """
 
+LEAP = 10.0
+"""Factor between the values of two meta steps beyond which they are of another kind, as before and
+after AdamW has its second moments."""
+
 
 @dataclass
 class Reliability:
@@ -29,8 +33,8 @@ class Reliability:
     are shrunk, so that noise cannot steer as hard as signal.
 
     The r of a small batch is noise, and its mean over many such batches is too low, because it
-    leaves out what sets one batch apart from another: hence one r of all values together, those of
-    each meta step in units of their root mean square.
+    leaves out what sets one batch apart from another: hence one r of all values together. It starts
+    anew where values change in scale by a factor of ``LEAP``.
 
     Args:
         shrink: if False, values are not shrunk (reliability 1); agreement is still reported.
@@ -58,9 +62,11 @@ class Reliability:
             return
         parts = (values[0::2], values[1::2])
         halves = torch.stack([torch.stack(tuple(part)).mean(dim=0) for part in parts])
-        # Directions of different meta steps have different scales.
-        scale = distributed.mean(halves.square()).sqrt()
-        self._halves.update(*torch.where(scale == 0, 0, halves / scale))
+        scale = float(distributed.mean(halves.square()).sqrt())
+        past = scale if self._halves.count is None else self._halves.rms
+        if not past / LEAP <= scale <= past * LEAP:
+            self._halves = Moments(self.memory)
+        self._halves.update(*halves)
 
     @property
     def agreement(self) -> float | None:
