@@ -83,9 +83,8 @@ add(
     (replace(ADAPTED, seeds=(100, 101)),),
     {
         "onehot": "arm=onehot",
-        "document_weights": D,
-        "document_weights, no shrinkage": f"{D} {FREE}",
-        "token_weights": W,
+        "document_weights": f"{D} designer.tilt=1.5",
+        "document_weights, no shrinkage": DOCUMENTS,
     },
     *DEV,
     *BFLOAT16,
