@@ -40,7 +40,7 @@ add(
     {
         "onehot": "arm=onehot",
         "oracle: onehot, clean stream": "arm=onehot data.stream.2.rows.corrupt_digits=0",
-        "document_weights, tilt 1.5": f"{D} designer.tilt=1.5",
+        "document_weights, tilt 1.5": f"{D} designer.tilt=1.5 value.shrink=true",
         "document_weights, tilt 1.5, no shrinkage": DOCUMENTS,
         "greats_topk, 2 draws": "arm=greats_topk designer.alignment=optimizer_aware",
         "rho1": RHO,
@@ -83,7 +83,7 @@ add(
     (replace(ADAPTED, seeds=(100, 101)),),
     {
         "onehot": "arm=onehot",
-        "document_weights": f"{D} designer.tilt=1.5",
+        "document_weights": f"{D} designer.tilt=1.5 value.shrink=true",
         "document_weights, no shrinkage": DOCUMENTS,
     },
     *DEV,
