@@ -62,11 +62,6 @@ class Moments:
         return (self.scatter.diagonal() / self.count).sqrt()
 
     @property
-    def rms(self) -> float:
-        """The root mean square of all figures together."""
-        return float((self.std.square() + self.mean.square()).mean().sqrt())
-
-    @property
     def correlation(self) -> float:
         """Pearson's r of the first two figures; 0 if either has no spread."""
         scale = self.scatter[0, 0].sqrt() * self.scatter[1, 1].sqrt()
