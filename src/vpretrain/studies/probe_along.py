@@ -188,7 +188,8 @@ class RunPoint(OneStep):
         }
 
     def task(self, context: Any) -> Task:
-        """Returns the task that the run's next step would use."""
+        """Returns the task that the run's next step would use; its values are compared with those
+        of earlier draws at this point, too."""
         meta = self.step.meta
         task: Task = meta.task(context, meta.value_estimator.on_part(1.0), self.step.count)
         return task
