@@ -80,7 +80,7 @@ add(
     "dev-smollm2-shrinkage",
     "SmolLM2-135M after 30 one-hot steps: shrinkage by an agreement over the recent meta steps",
     SMOL,
-    (replace(ADAPTED, seeds=(100, 101)),),
+    DEV_START,
     {
         "onehot": "arm=onehot",
         "document_weights": f"{D} designer.tilt=1.5 value.shrink=true",

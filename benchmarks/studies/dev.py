@@ -211,7 +211,7 @@ add(
         },
         **{
             f"token_weights, {size} in a batch": f"{W} " + ALONE.format(size, 80 // size)
-            for size in (80, 4, 1)
+            for size in (80, 4)
         },
     },
     "evaluate.split=dev",

@@ -127,3 +127,34 @@ def test_document_weights_are_one_figure_a_document(context):
     ranked = sorted(means, key=means.get)
     by_weight = [float(weights[document == d][0]) for d in ranked]
     assert by_weight == sorted(by_weight) and by_weight[0] < by_weight[-1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "by", "is_told"),
+    [(3, "document", True), (1, "document", False), (3, "source", False)],
+)
+def test_where_there_is_nothing_to_compare_no_spread_is_told(rows, by, is_told):
+    """It would be 0 at every meta step, and look like a collapse."""
+    context = tiny_learner().forward(tiny_batch(rows=rows))
+    designer = ExactDesigner(GroupWeights(by=by), Reliability(shrink=True))
+    values = values_like(context, 1, seed=0)
+    assert ("weight_spread" in designer.learn(context, Dictated(values, values)).metrics) is is_told
+
+
+@pytest.mark.parametrize("arm", ["token", "document"])
+def test_documents_one_at_a_time_are_weighted_like_a_batch_of_them(arm):
+    """After the first few, which have little to be compared with."""
+    rule = TokenWeights() if arm == "token" else GroupWeights(1.5, by="document")
+    designer, learner = ExactDesigner(rule, Reliability(shrink=False)), tiny_learner()
+    generator, weights, effects = torch.Generator().manual_seed(0), [], []
+    for seed in range(60):
+        context = learner.forward(tiny_batch(rows=1, seed=seed))
+        effect = float(torch.randn((), generator=generator))
+        values = effect + 0.1 * values_like(context, 1, seed)
+        if seed == 0:
+            designer.learn(context, Dictated(values, values))
+        task = designer.make_task(context, Dictated(values))
+        weights.append(float(task.mass.mean()))
+        effects.append(effect)
+    rank = torch.corrcoef(torch.tensor([weights[10:], effects[10:]]))[0, 1]
+    assert rank > 0.8 and sum(weights) / len(weights) == pytest.approx(1, abs=0.1)

@@ -198,6 +198,15 @@ class GroupWeights(TokenRule):
         t = total / count.clamp_min(1).sqrt()
         return SoftTargets(probe.ids, tilted((t / 3).clamp(-1, 1)[group], self.tilt)[:, None])
 
+    def metrics(self, probe: Candidates, task: SoftTargets, gradient: Tensor) -> dict[str, float]:
+        """Without ``weight_spread`` where there is one group: at a meta step it has nothing to be
+        compared with, and no spread is no sign of a collapse."""
+        figures = super().metrics(probe, task, gradient)
+        groups = self._groups(probe.context)[1]
+        if (groups if self.by == "source" else distributed.summed(groups)) < 2:
+            del figures["weight_spread"]
+        return figures
+
     def _groups(self, context: Context) -> tuple[Tensor, int]:
         """The group of every predicted token, ``[N]`` int64, and the number of groups."""
         if self.by == "document":
