@@ -39,6 +39,18 @@ def test_progress_within_a_run_is_told_every_30_seconds_and_with_the_time_left()
     assert "312 tokens/s" in lines[4]
 
 
+def test_no_time_is_estimated_from_a_first_step():
+    """What precedes it takes as long as many steps: it would be hours too much."""
+    now, console = [0.0], Console(file=io.StringIO(), width=140)
+    with shell.ShownProgress(console, lambda: now[0]) as progress:
+        progress(0, 12, "step 0", 0.0)
+        for underway in (0.004, 0.5):
+            now[0] += 31
+            progress(0, 12, "onehot, seed 0", underway)
+    first, second = console.file.getvalue().splitlines()[1:]
+    assert first == "0 of 12: onehot, seed 0" and "left" in second
+
+
 def test_steps_are_shown_in_what_the_stream_is_counted_in():
     console = Console(file=io.StringIO(), width=140)
     with shell.ShownSteps(console, "images") as shown:

@@ -196,8 +196,9 @@ class ShownSteps:
 
 
 def _time_left(seconds: float, done: float, rest: float) -> str:
-    """Estimates the time left at the speed so far; empty before there is any."""
-    if done <= 0 or rest <= 0:
+    """Estimates the time left at the speed so far; empty before a tenth of a part is done, since
+    what precedes a first step takes as long as many steps."""
+    if done < 0.1 or rest <= 0:
         return ""
     left = seconds * rest / done
     return f", about {left / 60:.0f} min left" if left >= 90 else f", about {left:.0f} s left"

@@ -20,9 +20,9 @@ ProbeT = TypeVar("ProbeT", bound=Task)
 class Recent:
     """Makes tasks from values, with the recent batches as the scale.
 
-    Values are taken from their mean and in units of their spread, and weights over their mean, over
-    these batches and not over their own. So a batch of few documents, or of one, is weighted as a
-    whole, and a step in many small batches is steered like one in a single batch.
+    Values are standardised, and weights divided by their mean, by the mean and standard deviation
+    over these batches and not over their own. So a batch of few documents, or of one, is weighted
+    as a whole, and a step in many small batches is steered like one in a single batch.
 
     Attributes:
         values: moments of the values.
@@ -47,11 +47,11 @@ class Recent:
         """
         self.values.update(values)
         task = rule.task(probe, factor * self.values.standardised(values))
-        return self.levelled(rule, probe, task)
+        return self.normalised(rule, probe, task)
 
-    def levelled(self, rule: Rule[ContextT, ProbeT, TaskT], probe: ProbeT, task: TaskT) -> TaskT:
-        """Adds the weights of a batch, and returns the task with weights over their mean; the same
-        task if the rule is not ``weighted``. A collective call."""
+    def normalised(self, rule: Rule[ContextT, ProbeT, TaskT], probe: ProbeT, task: TaskT) -> TaskT:
+        """Adds the weights of a batch, and returns the task with weights divided by their mean; the
+        same task if the rule is not ``weighted``. A collective call."""
         if not rule.weighted:
             return task
         weights, *others = task.controls()
@@ -59,8 +59,8 @@ class Recent:
         self.sums = distributed.total(here) + self.values.memory * self.sums.to(here)
         weighted, plain = self.sums
         # Exactly 1 after plain weights alone; nothing to divide by if all are 0.
-        level = torch.where(weighted == 0, 1, plain / weighted).to(weights.dtype)
-        return task.with_controls((weights * level, *others))
+        scale = torch.where(weighted == 0, 1, plain / weighted).to(weights.dtype)
+        return task.with_controls((weights * scale, *others))
 
     def state_dict(self) -> State:
         """Returns the moments and the sums."""

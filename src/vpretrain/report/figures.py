@@ -47,7 +47,7 @@ STEERING = {
     "entropy": ("target entropy (nats)", "0 for one-hot targets."),
     "weight_spread": (
         "spread of token weights",
-        "Standard deviation of what a token counts; 0 where all count the same.",
+        "Root mean square distance of token weights from 1; 0 where all count the same.",
     ),
     "documents_kept": ("documents kept", "What a step trains on, of all that were drawn for it."),
     "documents_dropped": ("documents dropped", "What was drawn for a step and left out."),

@@ -39,8 +39,8 @@ class ExcessWeights(TokenRule):
     Values come from the feedback's gradient at the present learner: they tell right documents from
     wrong ones, and their reliability is known. The excess loss comes from a model that was trained
     on all of the feedback: it tells the tokens of a document apart. Values are shrunk by their
-    reliability, so their standard deviation is that reliability, and the tilt of the tokens is
-    multiplied by it. Where no token would have a weight above 0, documents alone are weighted.
+    reliability, so their standard deviation is about that reliability, and the tilt of the tokens
+    is multiplied by it. Where no token would have a weight above 0, documents alone are weighted.
 
     Args:
         reference: provides the losses to compare with.

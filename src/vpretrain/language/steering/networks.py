@@ -260,7 +260,7 @@ class FieldDesigner(HiddenDesigner):
     def _shape(self, candidates: Candidates, predicted: Tensor) -> SoftTargets:
         values = self.learning.reliability.factor * (predicted - distributed.mean(predicted))
         task = self.rule.task(candidates, values)
-        return Recent().levelled(self.rule, candidates, task)
+        return Recent().normalised(self.rule, candidates, task)
 
 
 class ReplayArm(HiddenArm):
